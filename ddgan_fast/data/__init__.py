@@ -1,0 +1,27 @@
+"""Training data: sources, the plan that orders the records, the loaders that deliver them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ddgan_fast.data.dataset import Dataset
+
+if TYPE_CHECKING:
+    from ddgan_fast.config import Config
+
+__all__ = ["Dataset", "build_dataset"]
+
+
+def build_dataset(cfg: Config) -> Dataset:
+    """Opens the data set that ``cfg.data`` describes, in the shape that ``cfg.model`` expects.
+
+    Raises:
+        ValueError: If the source is unknown, does not fit the model, has a path too many or too
+            few, or holds no image or an unreadable one.
+        FileNotFoundError: If the path does not exist.
+        NotADirectoryError: If the path is not a folder.
+        RuntimeError: If a package is missing.
+    """
+    from ddgan_fast.data import sources
+
+    return sources.build(cfg.data, cfg.model)

@@ -1,0 +1,108 @@
+"""From an encoded image to the uint8 array the networks see: colour rules and geometry.
+
+The geometry is torchvision's Resize + CenterCrop (the published preprocessing) with Pillow's
+antialiased bilinear filter.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+TRANSFORM = "exif, alpha dropped, shorter side bilinear, centre crop"
+"""Name of what ``decode_image`` does; part of a data set's digest."""
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_Turn = Image.Transpose
+_TURNS = {
+    2: _Turn.FLIP_LEFT_RIGHT,
+    3: _Turn.ROTATE_180,
+    4: _Turn.FLIP_TOP_BOTTOM,
+    5: _Turn.TRANSPOSE,
+    6: _Turn.ROTATE_270,
+    7: _Turn.TRANSVERSE,
+    8: _Turn.ROTATE_90,
+}
+_ADVICE = "replace it or take it out of the data"
+_LARGEST_RESIZED = 1 << 28  # pixels of an image after resizing, before the crop
+
+
+def decode_image(data: bytes, name: str, size: int, channels: int) -> NDArray[np.uint8]:
+    """Decodes, turns upright, converts, resizes the shorter side to ``size`` and crops the centre.
+
+    Args:
+        data: The encoded file.
+        name: How messages call it.
+        size: Side of the result in pixels.
+        channels: 1 (grey), 3 (RGB, alpha dropped) or 4 (RGBA).
+
+    Returns:
+        uint8 [size, size, channels].
+
+    Raises:
+        ValueError: If the image cannot be decoded or is of a kind that is not supported.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            # MPO, the camera's JPEG with a preview appended, is an ordinary photograph.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise _Refused("it holds several frames or pages")
+            image.load()
+            upright = _upright(to_mode(image, channels), _orientation(image))
+            return np.asarray(fit(upright, size)).reshape(size, size, channels)
+    except UnidentifiedImageError:
+        reason = f"its {len(data):,} bytes are no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+    except Image.DecompressionBombError:
+        reason = f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        reason = str(error) or type(error).__name__
+    raise ValueError(f"{name} cannot be used as an image ({reason}): {_ADVICE}.")
+
+
+class _Refused(Exception):
+    """A readable image that training would misunderstand."""
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata of a good image: it counts as upright
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """Converts to grey, RGB or RGBA; 16-bit grey keeps its upper byte, alpha is dropped."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        upper = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(upper.clip(0, 255).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise _Refused(f'its 32-bit pixels (mode "{image.mode}") have no defined range')
+    target = _MODES[channels]
+    if image.mode in ("P", "PA", "LA", "La", "RGBa"):
+        image = image.convert("RGBA")
+    elif image.mode not in ("1", "L", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    return image if image.mode == target else image.convert(target)
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """Resizes the shorter side to ``size`` and crops the centre square, as torchvision does."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    longer = int(size * long / short)
+    if size * longer > _LARGEST_RESIZED:
+        raise _Refused(f"it is {width}x{height}, too elongated for a square")
+    new = (size, longer) if width <= height else (longer, size)
+    if new != image.size:
+        image = image.resize(new, Image.Resampling.BILINEAR)
+    left, top = (int(round((side - size) / 2.0)) for side in new)  # noqa: RUF046
+    return image.crop((left, top, left + size, top + size))

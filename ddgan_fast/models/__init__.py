@@ -1,0 +1,33 @@
+"""Generator and discriminator, built from a configuration."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..config import Config, ModelConfig
+from .discriminator import Discriminator
+from .generator import Generator
+from .toy import PointDiscriminator, PointGenerator
+
+__all__ = [
+    "Discriminator",
+    "Generator",
+    "PointDiscriminator",
+    "PointGenerator",
+    "build_discriminator",
+    "build_generator",
+]
+
+
+def build_generator(cfg: Config | ModelConfig) -> nn.Module:
+    """The generator G(x_{t+1} [N, C, H, W], t [N], z [N, nz]) -> x_0 of x_{t+1}'s shape."""
+    model = cfg.model if isinstance(cfg, Config) else cfg
+    return PointGenerator(model) if model.kind == "mlp" else Generator(model)
+
+
+def build_discriminator(cfg: Config) -> nn.Module:
+    """The discriminator D(x_t [N, C, H, W], t [N], x_{t+1}) -> logits [N, 1]."""
+    d = cfg.discriminator
+    if d.kind == "mlp":
+        return PointDiscriminator(d, cfg.model.num_channels)
+    return Discriminator(d, cfg.model.num_channels)

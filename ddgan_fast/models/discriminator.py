@@ -1,0 +1,139 @@
+"""The time-dependent discriminators D(x_t, t, x_{t+1})."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import DiscriminatorConfig
+from ..kernels import bias_leaky_relu, bias_leaky_relu_down
+from .layers import Resampler, dense_fan_out, init_fan_out, residual, timestep_embedding
+
+TAPS = (1.0, 3.0, 3.0, 1.0)
+
+# Width in units of ngf after each block, and whether the block halves the resolution.
+BLOCKS = {
+    "small": ((2, 4, 8, 8), (False, True, True, True)),
+    "large": ((4, 8, 8, 8, 8, 8), (True,) * 6),
+}
+
+
+def _conv(n_in: int, n_out: int, kernel: int, scale: float = 1.0, bias: bool = True) -> nn.Conv2d:
+    layer = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, bias=bias)
+    init_fan_out(layer.weight, scale)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class TimeEmbedding(nn.Module):
+    """t [N] -> [N, width]: sinusoids and two activated layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([dense_fan_out(width, width), dense_fan_out(width, width)])
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        first, second = self.layers
+        embedding = timestep_embedding(t, first.in_features).to(first.weight.dtype)
+        return F.leaky_relu(second(F.leaky_relu(first(embedding), 0.2)), 0.2)
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual block with a time bias, optionally halving the resolution."""
+
+    def __init__(self, n_in: int, n_out: int, time_width: int, down: bool) -> None:
+        super().__init__()
+        self.halves = down
+        self.resample = Resampler(TAPS)
+        self.conv1 = _conv(n_in, n_out, 3)
+        self.conv2 = _conv(n_out, n_out, 3, scale=0.0)
+        self.time_proj = dense_fan_out(time_width, n_out)
+        self.skip = _conv(n_in, n_out, 1, bias=False)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """x [N, n_in, H, W], time [N, time_width]."""
+        # conv1's bias and the time bias enter with the activation, in one pass.
+        h = F.conv2d(bias_leaky_relu(x), self.conv1.weight, padding=1)
+        bias = self.time_proj(time) + self.conv1.bias
+        if self.halves:
+            h = bias_leaky_relu_down(h, bias, self.resample.taps)
+            x = self.resample.down(x)
+        else:
+            h = bias_leaky_relu(h, bias)
+        return residual(self.skip(x), self.conv2(h), True)
+
+
+def minibatch_stddev(h: torch.Tensor, group: int = 4) -> torch.Tensor:
+    """The mean deviation over each set of samples as one more channel.
+
+    With g = min(N, group) and N divisible by g, sample i belongs to set i mod (N / g), as
+    published. Other batches, for which the published network is undefined, keep that rule with
+    ceil(N / g) sets of unequal size: the last sets miss one sample.
+
+    Args:
+        h: [N, C, H, W].
+        group: samples per set.
+
+    Returns:
+        [N, C + 1, H, W].
+    """
+    n, _, height, width = h.shape
+    if n == 0:
+        return F.pad(h, (0, 0, 0, 0, 0, 1))
+    g = min(n, group)
+    sets = math.ceil(n / g)
+    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    if n % g == 0:
+        y = wide.reshape(g, sets, -1)
+        variance = (y - y.mean(0)).square().mean(0)
+    else:
+        variance = torch.stack(
+            [wide[m::sets].flatten(1).var(0, correction=0) for m in range(sets)]
+        )
+    value = torch.sqrt(variance + 1e-8).mean(1)
+    value = value.repeat(g)[:n].reshape(n, 1, 1, 1).to(h.dtype)
+    return torch.cat([h, value.expand(n, 1, height, width)], 1)
+
+
+class Discriminator(nn.Module):
+    """Convolutional discriminator of the pair (x_t, x_{t+1}).
+
+    Args:
+        cfg: the discriminator's configuration, validated.
+        num_channels: channels of one image.
+    """
+
+    def __init__(self, cfg: DiscriminatorConfig, num_channels: int) -> None:
+        super().__init__()
+        custom = (cfg.block_mults, cfg.block_downs)
+        mults, downs = BLOCKS.get(cfg.kind, custom)
+        width = 2 * cfg.ngf
+        self.time_embed = TimeEmbedding(cfg.t_emb_dim)
+        self.conv_in = _conv(2 * num_channels, width, 1)
+        self.blocks = nn.ModuleList()
+        for mult, down in zip(mults, downs, strict=True):
+            self.blocks.append(DiscriminatorBlock(width, mult * cfg.ngf, cfg.t_emb_dim, down))
+            width = mult * cfg.ngf
+        self.conv_out = _conv(width + 1, width, 3, scale=1.0 if cfg.kind == "large" else 0.0)
+        self.linear_out = dense_fan_out(width, 1)
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor) -> torch.Tensor:
+        """Logits [N, 1]: large where the pair looks real.
+
+        Args:
+            x_t: [N, C, H, W].
+            t: int64 [N].
+            x_next: x_{t+1} [N, C, H, W].
+        """
+        time = self.time_embed(t)
+        h = self.conv_in(torch.cat([x_t, x_next], 1))
+        for block in self.blocks:
+            h = block(h, time)
+        h = minibatch_stddev(h)
+        h = F.conv2d(h, self.conv_out.weight, padding=1)
+        h = bias_leaky_relu(h, self.conv_out.bias)
+        return self.linear_out(h.sum((2, 3)))

@@ -1,0 +1,275 @@
+"""The NCSN++ generator with latent-modulated norms: G(x_{t+1}, t, z) -> x_0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import ModelConfig
+from .blocks import ResidualBlock
+from .layers import (
+    SQRT_HALF,
+    AffineGroupNorm,
+    Attention,
+    ConvDownsample,
+    DropoutDraws,
+    FourierEmbedding,
+    LatentMapping,
+    Resampler,
+    conv,
+    dense,
+    timestep_embedding,
+)
+
+
+class DownLevel(nn.Module):
+    """One resolution on the way down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        self.attentions = nn.ModuleList()
+        self.downsample: nn.Module | None = None
+        self.pyramid: nn.Module | None = None
+
+
+class UpLevel(nn.Module):
+    """One resolution on the way up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        self.attention: nn.Module | None = None
+        self.out_norm: nn.Module | None = None
+        self.out_conv: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+
+
+class Generator(nn.Module):
+    """U-Net of residual blocks with FIR resampling, attention and an input pyramid.
+
+    Args:
+        cfg: the model's configuration, validated.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        nf = cfg.num_channels_dae
+        self.taps = cfg.fir_kernel if cfg.fir else None
+        if cfg.embedding_type == "fourier":
+            self.fourier = FourierEmbedding(nf, cfg.fourier_scale)
+        if cfg.conditional:
+            embedding = 2 * nf if cfg.embedding_type == "fourier" else nf
+            self.time_embed = nn.ModuleList([dense(embedding, 4 * nf), dense(4 * nf, 4 * nf)])
+        self.conv_in = conv(cfg.num_channels, nf)
+        self.pyramid_resample = Resampler(self.taps)
+        self.down = nn.ModuleList()
+        widths = self._build_down(nf)
+        self.middle = nn.ModuleList(
+            [self._block(widths[-1]), self._attention(widths[-1]), self._block(widths[-1])]
+        )
+        self.up = nn.ModuleList()
+        width = self._build_up(widths)
+        if cfg.progressive == "none":
+            self.out_norm = AffineGroupNorm(width)
+            self.out_conv = conv(width, cfg.num_channels, scale=0.0)
+        self.mapping = LatentMapping(cfg.nz, cfg.z_emb_dim, cfg.n_mlp)
+        if not cfg.conditional:
+            # They exist for the sake of the published format, but nothing flows through them.
+            for module in self.modules():
+                if isinstance(module, ResidualBlock):
+                    module.time_proj.requires_grad_(False)
+
+    def _block(
+        self, n_in: int, n_out: int | None = None, resample: str | None = None
+    ) -> ResidualBlock:
+        cfg = self.cfg
+        return ResidualBlock(
+            n_in,
+            n_out,
+            time_width=4 * cfg.num_channels_dae,
+            latent_width=cfg.z_emb_dim,
+            taps=self.taps,
+            resample=resample,
+            kind=cfg.resblock_type,
+            dropout=cfg.dropout,
+            skip_rescale=cfg.skip_rescale,
+        )
+
+    def _attention(self, channels: int) -> Attention:
+        return Attention(channels, self.cfg.skip_rescale)
+
+    def _build_down(self, width: int) -> list[int]:
+        """Build the levels, finest first; returns the widths of all skip connections."""
+        cfg = self.cfg
+        widths, pyramid = [width], cfg.num_channels
+        for i, mult in enumerate(cfg.ch_mult):
+            level = DownLevel()
+            for _ in range(cfg.num_res_blocks):
+                level.blocks.append(self._block(width, cfg.num_channels_dae * mult))
+                width = cfg.num_channels_dae * mult
+                if cfg.image_size >> i in cfg.attn_resolutions:
+                    level.attentions.append(self._attention(width))
+                widths.append(width)
+            if i < len(cfg.ch_mult) - 1:
+                if cfg.resblock_type == "ddpm":
+                    level.downsample = Resampler(self.taps)
+                else:
+                    level.downsample = self._block(width, resample="down")
+                if cfg.progressive_input == "residual":
+                    level.pyramid = ConvDownsample(pyramid, width, self.taps)
+                    pyramid = width
+                elif cfg.progressive_input == "input_skip":
+                    level.pyramid = conv(pyramid, width, kernel=1)
+                    if cfg.progressive_combine == "cat":
+                        width *= 2
+                widths.append(width)
+            self.down.append(level)
+        return widths
+
+    def _build_up(self, widths: list[int]) -> int:
+        """Build the levels, coarsest first; returns the width of the last."""
+        cfg = self.cfg
+        widths, width = list(widths), widths[-1]
+        for i in reversed(range(len(cfg.ch_mult))):
+            level = UpLevel()
+            for _ in range(cfg.num_res_blocks + 1):
+                target = cfg.num_channels_dae * cfg.ch_mult[i]
+                level.blocks.append(self._block(width + widths.pop(), target))
+                width = target
+            if cfg.image_size >> i in cfg.attn_resolutions:
+                level.attention = self._attention(width)
+            if cfg.progressive == "output_skip":
+                level.out_norm = AffineGroupNorm(width)
+                level.out_conv = conv(width, cfg.num_channels, scale=0.0)
+            if i > 0:
+                if cfg.resblock_type == "ddpm":
+                    level.upsample = Resampler(self.taps)
+                else:
+                    level.upsample = self._block(width, resample="up")
+            self.up.append(level)
+        return width
+
+    def construction_order(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name and module of every part, in the order of the published module list."""
+        names = {id(module): name for name, module in self.named_modules()}
+        for module in self._parts():
+            yield names[id(module)], module
+
+    def _parts(self) -> Iterator[nn.Module]:
+        if self.cfg.embedding_type == "fourier":
+            yield self.fourier
+        if self.cfg.conditional:
+            yield from self.time_embed
+        yield self.conv_in
+        for level in self.down:
+            for i, block in enumerate(level.blocks):
+                yield block
+                yield from level.attentions[i : i + 1]
+            yield from (m for m in (level.downsample, level.pyramid) if m is not None)
+        yield from self.middle
+        for level in self.up:
+            yield from level.blocks
+            parts = (level.attention, level.out_norm, level.out_conv, level.upsample)
+            yield from (m for m in parts if m is not None)
+        if self.cfg.progressive == "none":
+            yield self.out_norm
+            yield self.out_conv
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        z: torch.Tensor,
+        drop: DropoutDraws | None = None,
+    ) -> torch.Tensor:
+        """Predict x_0.
+
+        Args:
+            x: x_{t+1} [N, C, H, W].
+            t: int64 [N], the target step.
+            z: latent [N, nz].
+            drop: source of dropout masks; default torch's generator.
+
+        Returns:
+            [N, C, H, W].
+        """
+        latent = self.mapping(z)
+        time = self._embed_time(t, x.dtype)
+        if not self.cfg.centered:
+            x = 2.0 * x - 1.0
+        pyramid = x
+        skips = [self.conv_in(x)]
+        for level in self.down:
+            for i, block in enumerate(level.blocks):
+                h = block(skips[-1], time, latent, drop)
+                if level.attentions:
+                    h = level.attentions[i](h)
+                skips.append(h)
+            if level.downsample is not None:
+                h = skips[-1]
+                if isinstance(level.downsample, Resampler):
+                    h = level.downsample.down(h)
+                else:
+                    h = level.downsample(h, time, latent, drop)
+                h, pyramid = self._join_pyramid(level, h, pyramid)
+                skips.append(h)
+        first, attention, second = self.middle
+        h = second(attention(first(skips[-1], time, latent, drop)), time, latent, drop)
+        return self._decode(h, skips, time, latent, drop)
+
+    def _embed_time(self, t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        if not self.cfg.conditional:
+            return None
+        if self.cfg.embedding_type == "fourier":
+            embedding = self.fourier(t)
+        else:
+            embedding = timestep_embedding(t, self.cfg.num_channels_dae)
+        first, second = self.time_embed
+        return second(F.silu(first(embedding.to(dtype))))
+
+    def _join_pyramid(
+        self, level: nn.Module, h: torch.Tensor, pyramid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The level's output h joined with the input pyramid, and the pyramid's next state."""
+        if self.cfg.progressive_input == "residual":
+            pyramid = level.pyramid(pyramid) + h
+            if self.cfg.skip_rescale:
+                pyramid = pyramid * SQRT_HALF
+            return pyramid, pyramid
+        if self.cfg.progressive_input == "input_skip":
+            pyramid = self.pyramid_resample.down(pyramid)
+            skip = level.pyramid(pyramid)
+            if self.cfg.progressive_combine == "cat":
+                return torch.cat([skip, h], 1), pyramid
+            return skip + h, pyramid
+        return h, pyramid
+
+    def _decode(
+        self,
+        h: torch.Tensor,
+        skips: list[torch.Tensor],
+        time: torch.Tensor | None,
+        latent: torch.Tensor,
+        drop: DropoutDraws | None,
+    ) -> torch.Tensor:
+        out: torch.Tensor | None = None
+        for level in self.up:
+            for block in level.blocks:
+                h = block(torch.cat([h, skips.pop()], 1), time, latent, drop)
+            if level.attention is not None:
+                h = level.attention(h)
+            if level.out_conv is not None:
+                image = level.out_conv(level.out_norm(h, silu=True))
+                out = image if out is None else self.pyramid_resample.up(out) + image
+            if isinstance(level.upsample, Resampler):
+                h = level.upsample.up(h)
+            elif level.upsample is not None:
+                h = level.upsample(h, time, latent, drop)
+        if out is None:
+            out = self.out_conv(self.out_norm(h, silu=True))
+        return torch.tanh(out) if self.cfg.tanh else out

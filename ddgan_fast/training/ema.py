@@ -1,0 +1,49 @@
+"""Exponential moving average of the generator's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+class WeightAverage:
+    """ema = decay * ema + (1 - decay) * parameter, in one pass over all parameters.
+
+    The average starts as the weights after the first update, as published.
+
+    Args:
+        module: whose parameters are averaged.
+        decay: constant decay; 0 turns the average into the weights themselves.
+        warmup: use min(decay, (1 + step) / (10 + step)) instead.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, warmup: bool = False) -> None:
+        self.names = [name for name, _ in module.named_parameters()]
+        self.parameters = list(module.parameters())
+        self.decay = decay
+        self.warmup = warmup
+        self.average: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after update number ``step`` (counted from 0)."""
+        if not self.average:
+            self.average = [p.detach().clone() for p in self.parameters]
+            return
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - decay)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The averaged weights by parameter name; the current ones before the first update."""
+        values = self.average or [p.detach() for p in self.parameters]
+        return dict(zip(self.names, values, strict=True))
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Continue from saved averages."""
+        self.average = [
+            weights[name].to(p.device, p.dtype).clone(memory_format=torch.preserve_format)
+            for name, p in zip(self.names, self.parameters, strict=True)
+        ]

@@ -1,0 +1,216 @@
+"""What a run says about itself: statistics gathered on the device, and where they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ddgan_fast.training.sinks import LogFile, Progress, TensorBoard, open_console
+
+
+class DeviceStats:
+    """Means of named statistics, added up on the device and read once per tick.
+
+    Adding never waits for the device. Accumulators stay in place from tick to tick, so that a CUDA
+    graph may add to them.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, name: str, value: Tensor | float, weight: Tensor | float | None = None) -> None:
+        """Add one value, or one per timestep.
+
+        Args:
+            name: of the statistic.
+            value: [] or, a mean per timestep, [T].
+            weight: how much it counts, broadcast to the value (default 1), such as the number of
+                samples per timestep. A value of weight 0 is ignored even if it is not finite.
+        """
+        values = torch.as_tensor(value, dtype=torch.float64, device=self._device).reshape(-1)
+        sums, counts = self._accumulators(name, values.numel())
+        weights = torch.ones_like(values) if weight is None else _weights(weight, values)
+        sums += torch.where(weights > 0, values * weights, 0.0)
+        counts += weights
+
+    @torch.no_grad()
+    def add_samples(
+        self,
+        name: str,
+        values: Tensor,
+        t: Tensor | None = None,
+        num_timesteps: int = 1,
+        weight: Tensor | float | None = None,
+    ) -> None:
+        """Add one value per sample, told apart by timestep where ``t`` is given.
+
+        Args:
+            name: of the statistic.
+            values: [N].
+            t: timesteps, int64 [N].
+            num_timesteps: T.
+            weight: [] or [N] (default 1); 0 ignores values that are not finite.
+        """
+        values = values.to(torch.float64)
+        weights = torch.ones_like(values) if weight is None else _weights(weight, values)
+        values = torch.where(weights > 0, values * weights, 0.0)
+        if t is None:
+            values, weights = values.sum(0, keepdim=True), weights.sum(0, keepdim=True)
+            t, num_timesteps = torch.zeros_like(values, dtype=torch.int64), 1
+        sums, counts = self._accumulators(name, num_timesteps)
+        sums.index_add_(0, t, values)
+        counts.index_add_(0, t, weights)
+
+    @torch.no_grad()
+    def read(self, reduce: bool = False) -> dict[str, float]:
+        """Take the means since the last call, with one transfer to the host.
+
+        Args:
+            reduce: over all ranks under torch.distributed; every rank must have added the same
+                names.
+
+        Returns:
+            ``name`` -> mean, and for statistics per timestep also ``name/t0``, ``name/t1``, ….
+            What nothing was added to is absent.
+        """
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        flat = torch.cat([self._sums[n] for n in names] + [self._counts[n] for n in names])
+        if reduce and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(flat)
+        sums, counts = np.split(flat.cpu().numpy(), 2)
+        for name in names:
+            self._sums[name].zero_()
+            self._counts[name].zero_()
+        result: dict[str, float] = {}
+        start = 0
+        for name in names:
+            part = slice(start, start := start + self._sums[name].numel())
+            result |= _means(name, sums[part], counts[part])
+        return result
+
+    def _accumulators(self, name: str, size: int) -> tuple[Tensor, Tensor]:
+        if name not in self._sums:
+            self._sums[name] = torch.zeros(size, dtype=torch.float64, device=self._device)
+            self._counts[name] = torch.zeros(size, dtype=torch.float64, device=self._device)
+        return self._sums[name], self._counts[name]
+
+
+class Monitor:
+    """The run's log file, TensorBoard events and console; only rank 0 has one.
+
+    Use it as a context manager, so that an exception, too, gives the terminal back.
+
+    Args:
+        run_dir: the run's directory; made when absent.
+        total_steps: the run's length.
+        start_step: steps finished when the run (re)starts; records beyond it are dropped.
+        batch_size: global batch, images per step.
+        tensorboard: write TensorBoard events; without the package a sentence says so.
+        console: show progress; a bar in a terminal, otherwise a line now and then.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path | str,
+        total_steps: int,
+        start_step: int,
+        *,
+        batch_size: int,
+        tensorboard: bool = True,
+        console: bool = True,
+    ) -> None:
+        run_dir = Path(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._batch_size = batch_size
+        self._last_step = start_step
+        self._console = open_console(total_steps, start_step, console)
+        self._log = LogFile(run_dir / "log.jsonl", start_step, self.say)
+        self._board = TensorBoard(run_dir, start_step, self.say) if tensorboard else None
+
+    def tick(
+        self,
+        step: int,
+        stats: Mapping[str, float],
+        *,
+        seconds: float,
+        wait_seconds: float,
+        lr: float | Mapping[str, float],
+    ) -> None:
+        """Record what happened since the last tick.
+
+        Args:
+            step: number of finished steps.
+            stats: means since the last tick, as ``DeviceStats.read`` returns them.
+            seconds: wall time since the last tick.
+            wait_seconds: the part of it spent waiting for data.
+            lr: learning rate, or one per network.
+        """
+        steps = step - self._last_step
+        self._last_step = step
+        measured = steps > 0 and seconds > 0
+        speed = {
+            "img_s": steps * self._batch_size / seconds if measured else float("nan"),
+            "sec_per_step": seconds / steps if measured else float("nan"),
+            "wait_share": wait_seconds / seconds if measured else float("nan"),
+        }
+        rates = {f"lr/{k}": v for k, v in lr.items()} if isinstance(lr, Mapping) else {"lr": lr}
+        scalars = {**speed, **rates, **stats}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._log.append({"step": step, "time": now, "images": step * self._batch_size, **scalars})
+        if self._board:
+            self._board.scalars(step, scalars)
+        self._console.update(Progress(step, steps, seconds if measured else 0.0, scalars))
+
+    def image(self, name: str, step: int, image: Path | str | np.ndarray) -> None:
+        """Show a picture in TensorBoard: a PNG file, or uint8 [H, W] or [H, W, C]."""
+        if self._board:
+            self._board.image(name, step, image)
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar where there is one; nothing with ``console=False``."""
+        self._console.say(text)
+
+    def close(self) -> None:
+        """Flush everything and give the terminal back."""
+        self._console.close()
+        self._log.close()
+        if self._board:
+            self._board.close()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _weights(weight: Tensor | float, like: Tensor) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight.to(like).reshape(-1).expand_as(like)
+    return torch.full_like(like, weight)
+
+
+def _means(name: str, sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    if not counts.any():
+        return {}
+    means = {name: float(sums.sum() / counts.sum())}
+    if len(sums) > 1:
+        means |= {f"{name}/t{i}": float(sums[i] / n) for i, n in enumerate(counts) if n}
+    return means

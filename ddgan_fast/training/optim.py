@@ -1,0 +1,38 @@
+"""Adam and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def cosine_rate(step: int, start: float, end: float, total: int, interval: int = 1) -> float:
+    """Learning rate of a step: half a cosine from ``start`` to ``end``, constant per interval."""
+    periods = max(total // interval, 1)
+    done = min(step // interval, periods)
+    return end + (start - end) * (1.0 + math.cos(math.pi * done / periods)) / 2.0
+
+
+def make_adam(
+    parameters: Iterable[nn.Parameter],
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    backend: str = "auto",
+) -> torch.optim.Adam:
+    """Adam without weight decay.
+
+    Args:
+        parameters: parameters to update; those that require no gradient are left out.
+        rate: learning rate.
+        betas: moment decays.
+        eps: epsilon.
+        backend: "fused" (one kernel), "foreach", "loop", or "auto" (fused).
+    """
+    options = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
+    chosen = "fused" if backend == "auto" else backend
+    trainable = [p for p in parameters if p.requires_grad]
+    return torch.optim.Adam(trainable, lr=rate, betas=betas, eps=eps, **options[chosen])

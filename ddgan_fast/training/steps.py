@@ -1,0 +1,270 @@
+"""The training algorithm: discriminator, R1 and generator losses, and one update of each network.
+
+A step is a function of the batch and of its draws; it touches no global random state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..diffusion import Diffusion
+from ..kernels import philox
+from ..models.layers import DropoutDraws
+
+
+@dataclass
+class Draws:
+    """Everything random in one forward pass; noise is handed in or follows from seeds.
+
+    Attributes:
+        t: int64 [N], target timesteps.
+        z: latents [N, nz].
+        index: int64 [N], positions in the global batch.
+        pair_seed, posterior_seed: int64[1] each, or
+        pair_noise, posterior_noise: the noise itself ((for x_{t+1}, for x_t), and for x_t').
+        drop: dropout masks; None means torch's generator.
+    """
+
+    t: torch.Tensor
+    z: torch.Tensor
+    index: torch.Tensor | None = None
+    pair_seed: torch.Tensor | None = None
+    posterior_seed: torch.Tensor | None = None
+    pair_noise: tuple[torch.Tensor, torch.Tensor] | None = None
+    posterior_noise: torch.Tensor | None = None
+    drop: DropoutDraws | None = None
+
+
+# Draws of one network's update, in this order; the discriminator's come first.
+_T, _PAIR, _Z, _POSTERIOR, _DROP = range(5)
+DRAWS_PER_STEP = 10
+
+
+def counter_draws(
+    seeds: torch.Tensor, index: torch.Tensor, num_timesteps: int, nz: int, dtype: torch.dtype
+) -> Draws:
+    """Draws of one update as a function of its seeds and the samples' global positions.
+
+    Args:
+        seeds: int64 [5], this update's part of ``philox.step_seeds``.
+        index: int64 [N], positions in the global batch.
+        num_timesteps: T.
+        nz: length of the latent.
+        dtype: of the latent.
+    """
+
+    def seed(i: int) -> torch.Tensor:
+        return seeds[i : i + 1]
+
+    return Draws(
+        t=philox.integers(seed(_T), index, num_timesteps),
+        z=philox.normal(seed(_Z), index, (nz,), dtype),
+        index=index,
+        pair_seed=seed(_PAIR),
+        posterior_seed=seed(_POSTERIOR),
+        drop=DropoutDraws(seed(_DROP), index),
+    )
+
+
+@dataclass
+class MicroBatch:
+    """A part of the local batch that passes through the networks at once."""
+
+    images: torch.Tensor
+    """uint8 [N, H, W, C], or floating-point [N, ...] in [-1, 1]."""
+    flip: torch.Tensor | None
+    draws: Draws
+
+
+class DiscriminatorLoss(nn.Module):
+    """E softplus(-D(real)) + E softplus(D(fake)) [+ gamma/2 E |grad D(real)|^2] as one number.
+
+    One loss means one backward pass: the real pass is traversed once for its loss and for R1, and
+    DistributedDataParallel around this module reduces once.
+    """
+
+    def __init__(self, discriminator: nn.Module, r1_gamma: float) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.r1_gamma = r1_gamma
+
+    def forward(
+        self,
+        x_t: torch.Tensor,
+        x_next: torch.Tensor,
+        t: torch.Tensor,
+        fake_x_t: torch.Tensor,
+        penalize: bool,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss and detached statistics; with ``penalize``, x_t must be a leaf requiring grad."""
+        real = self.discriminator(x_t, t, x_next)
+        fake = self.discriminator(fake_x_t, t, x_next)
+        loss_real, loss_fake = _softplus(-real), _softplus(fake)
+        stats = {"D/real": loss_real.detach(), "D/fake": loss_fake.detach()}
+        loss = loss_real.mean() + loss_fake.mean()
+        if penalize:
+            (gradient,) = torch.autograd.grad(real.sum(), x_t, create_graph=True)
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            penalty = gradient.to(wide).square().flatten(1).sum(1)
+            stats["D/r1"] = penalty.detach()
+            loss = loss + 0.5 * self.r1_gamma * penalty.mean()
+        return loss, stats
+
+
+class GeneratorLoss(nn.Module):
+    """E softplus(-D(x_t', t, x_{t+1})) with x_t' drawn from the posterior of G's prediction."""
+
+    def __init__(
+        self, generator: nn.Module, discriminator: nn.Module, diffusion: Diffusion
+    ) -> None:
+        super().__init__()
+        self.generator = generator
+        self.diffusion = diffusion
+        # Not a submodule: its parameters are the other network's, and not reduced with these.
+        self._discriminator = [discriminator]
+
+    def forward(
+        self, x_next: torch.Tensor, draws: Draws
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss and detached statistics."""
+        fake_x_t = denoise(self.generator, self.diffusion, x_next, draws)
+        logits = self._discriminator[0](fake_x_t, draws.t, x_next)
+        losses = _softplus(-logits)
+        return losses.mean(), {"G/loss": losses.detach()}
+
+
+def denoise(
+    generator: nn.Module, diffusion: Diffusion, x_next: torch.Tensor, draws: Draws
+) -> torch.Tensor:
+    """x_t' ~ q(x_t | x_0' = G(x_{t+1}, t, z), x_{t+1})."""
+    x0 = generator(x_next, draws.t, draws.z, draws.drop)
+    return diffusion.sample_posterior(
+        x0,
+        x_next,
+        draws.t,
+        noise=draws.posterior_noise,
+        seed=draws.posterior_seed,
+        index=draws.index,
+    )
+
+
+def _softplus(logits: torch.Tensor) -> torch.Tensor:
+    """Per-sample softplus [N], in float32 at least."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.softplus(logits.to(wide)).flatten()
+
+
+class TrainStep:
+    """The two updates of one training step.
+
+    Gradients stay in the parameters; the caller applies them (and may look at them first).
+
+    Args:
+        generator: G.
+        discriminator: D.
+        diffusion: the forward process.
+        r1_gamma: weight of the R1 penalty.
+        wrap: what turns a loss module into a data-parallel one; default none.
+        autocast: context for the forward passes; default none.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        diffusion: Diffusion,
+        r1_gamma: float,
+        *,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        autocast: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
+    ) -> None:
+        self.generator = generator
+        self.discriminator = discriminator
+        self.diffusion = diffusion
+        self._d_parameters = [p for p in discriminator.parameters() if p.requires_grad]
+        wrap = wrap or (lambda module: module)
+        self.d_loss = wrap(DiscriminatorLoss(discriminator, r1_gamma))
+        self.g_loss = wrap(GeneratorLoss(generator, discriminator, diffusion))
+        self._autocast = autocast or contextlib.nullcontext
+
+    def discriminator_gradients(
+        self, micros: Sequence[MicroBatch], penalize: bool
+    ) -> dict[str, torch.Tensor]:
+        """Set D's gradients; ``penalize`` adds R1 to the loss.
+
+        Returns:
+            Detached per-sample statistics [N]: "D/real", "D/fake", and "D/r1" with the penalty.
+        """
+        self.discriminator.zero_grad(set_to_none=True)
+        collected = []
+        for micro, last in _mark_last(micros):
+            x_t, x_next = self._pair(micro)
+            with torch.no_grad(), self._autocast():
+                fake_x_t = denoise(self.generator, self.diffusion, x_next, micro.draws)
+            with _reduce_only(self.d_loss, last):
+                with self._autocast():
+                    loss, stats = self.d_loss(
+                        x_t.requires_grad_(penalize), x_next, micro.draws.t, fake_x_t, penalize
+                    )
+                (loss / len(micros)).backward()
+            collected.append(stats)
+        return _join(collected)
+
+    def generator_gradients(self, micros: Sequence[MicroBatch]) -> dict[str, torch.Tensor]:
+        """Set G's gradients.
+
+        Returns:
+            Detached per-sample statistics [N]: "G/loss".
+        """
+        self.generator.zero_grad(set_to_none=True)
+        self._train_discriminator(False)
+        collected = []
+        try:
+            for micro, last in _mark_last(micros):
+                _, x_next = self._pair(micro)
+                with _reduce_only(self.g_loss, last):
+                    with self._autocast():
+                        loss, stats = self.g_loss(x_next, micro.draws)
+                    (loss / len(micros)).backward()
+                collected.append(stats)
+        finally:
+            self._train_discriminator(True)
+        return _join(collected)
+
+    def _train_discriminator(self, on: bool) -> None:
+        for parameter in self._d_parameters:
+            parameter.requires_grad_(on)
+
+    def _pair(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        draws = micro.draws
+        return self.diffusion.q_sample_pair(
+            micro.images,
+            draws.t,
+            flip=micro.flip,
+            noise=draws.pair_noise,
+            seed=draws.pair_seed,
+            index=draws.index,
+        )
+
+
+def _mark_last(micros: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
+    for i, micro in enumerate(micros):
+        yield micro, i == len(micros) - 1
+
+
+def _reduce_only(module: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Let gradients accumulate locally until the last micro-batch, which reduces them."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    return contextlib.nullcontext()
+
+
+def _join(collected: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([stats[name] for stats in collected]) for name in collected[0]}

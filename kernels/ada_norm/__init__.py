@@ -1,0 +1,1 @@
+"""Group normalisation with per-sample scale and shift, then SiLU."""

@@ -1,0 +1,131 @@
+"""Backends of the ops: which exist, whether each is usable here and why not, and which one runs.
+
+The choice is one process-wide setting that is read inside the op's implementation, below torch's
+dispatcher. Backward passes run in other threads and compiled graphs keep ops opaque: both see the
+same choice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+BACKENDS = ("cuda", "triton", "torch")
+"""All backend names, most preferred first."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of one op."""
+
+    run: Callable[..., Any]
+    why_not: Callable[[], str | None]
+    """None when usable on this machine, else the reason in words."""
+    accepts: Callable[[torch.Tensor], str | None]
+    """None when it can handle this tensor, else the reason in words."""
+
+
+_table: dict[str, dict[str, Backend]] = {}
+
+
+def _backend_name(value: str, origin: str) -> str:
+    if value not in ("auto", *BACKENDS):
+        raise ValueError(
+            f"{origin} is {value!r}: choose one of auto, {', '.join(BACKENDS)}."
+        )
+    return value
+
+
+_forced = _backend_name(os.environ.get("DDGAN_FAST_BACKEND", "auto"), "DDGAN_FAST_BACKEND")
+_forced_per_op: dict[str, str] = {}
+
+
+def register_backend(
+    op: str,
+    name: str,
+    run: Callable[..., Any],
+    *,
+    why_not: Callable[[], str | None] = lambda: None,
+    accepts: Callable[[torch.Tensor], str | None] = lambda x: None,
+) -> None:
+    """Add an implementation of ``op``; its arguments are those of the op's schema."""
+    _table.setdefault(op, {})[name] = Backend(run, why_not, accepts)
+    variable = f"DDGAN_FAST_BACKEND_{op.upper()}"
+    if variable in os.environ:
+        _forced_per_op[op] = _backend_name(os.environ[variable], variable)
+
+
+def select(op: str, x: torch.Tensor) -> Callable[..., Any]:
+    """The implementation of ``op`` that runs for ``x``.
+
+    Raises:
+        RuntimeError: a backend was asked for by name and cannot run here.
+    """
+    forced = _forced_per_op.get(op, _forced)
+    if forced != "auto":
+        reason = _why_not(op, forced) or _table[op][forced].accepts(x)
+        if reason:
+            raise RuntimeError(f"backend {forced!r} was asked for, but {op} cannot use it: {reason}")
+        return _table[op][forced].run
+    if x.device.type == "cuda":
+        for name in BACKENDS:
+            if _why_not(op, name) is None and _table[op][name].accepts(x) is None:
+                return _table[op][name].run
+    return _table[op]["torch"].run
+
+
+def _why_not(op: str, name: str) -> str | None:
+    backend = _table[op].get(name)
+    if backend is None:
+        return f"this version has no {name} kernel for it"
+    return backend.why_not()
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run all ops on one backend inside a ``with`` block, in every thread of the process.
+
+    Args:
+        name: "auto" (best usable one), "cuda", "triton" or "torch".
+
+    Raises:
+        ValueError: unknown name.
+    """
+    global _forced
+    before = _forced
+    _forced = _backend_name(name, "the backend")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def backend_report() -> list[dict[str, str | bool]]:
+    """One row per op and backend: ``{"op", "backend", "usable", "why_not", "chosen"}``.
+
+    "chosen" says what "auto" takes: on a CUDA device where there is one, else on the CPU.
+    """
+    has_gpu = torch.cuda.is_available()
+    rows: list[dict[str, str | bool]] = []
+    for op in sorted(_table):
+        usable = [n for n in BACKENDS if _why_not(op, n) is None]
+        chosen = _forced_per_op.get(op, _forced)
+        if chosen == "auto":
+            chosen = usable[0] if has_gpu else "torch"
+        for name in BACKENDS:
+            reason = _why_not(op, name)
+            rows.append(
+                {
+                    "op": op,
+                    "backend": name,
+                    "usable": reason is None,
+                    "why_not": reason or "",
+                    "chosen": name == chosen,
+                }
+            )
+    return rows

@@ -1,0 +1,1 @@
+"""FIR resampling: insert zeros, pad, convolve, keep every n-th sample."""

