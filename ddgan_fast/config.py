@@ -183,6 +183,8 @@ class DataConfig:
     """LSUN category (church_outdoor, bedroom, ...)."""
     limit: int | None = None
     """Use only the first so many records."""
+    allow_change: bool = False
+    """Go on with a saved run although its data changed."""
 
 
 @dataclass

@@ -14,21 +14,8 @@ FOLDER = Path(config_module.__file__).with_name("presets")
 
 # From the published README's commands and the paper's table; batch is global, steps are iterations.
 COLUMNS = [
-    "size",
-    "kind",
-    "dae",
-    "ch_mult",
-    "T",
-    "nz",
-    "n_mlp",
-    "gamma",
-    "lazy",
-    "lr_g",
-    "lr_d",
-    "ema",
-    "batch",
-    "steps",
-    "interval",
+    *("size", "kind", "dae", "ch_mult", "T", "nz", "n_mlp", "gamma", "lazy", "lr_g", "lr_d"),
+    *("ema", "batch", "steps", "interval"),
 ]
 NARROW, WIDE = (1, 2, 2, 2), (1, 1, 2, 2, 4, 4)
 PUBLISHED = {

@@ -228,7 +228,7 @@ class Folder(Dataset):
         array = np.empty((len(self), *self.shape), np.uint8)
 
         def chunk(start: int) -> None:
-            for i in range(start, min(start + _CHUNK - 1, len(self))):
+            for i in range(start, min(start + _CHUNK, len(self))):
                 array[i] = self._decode(i)
 
         pool = ThreadPoolExecutor(self.workers, "ddgan-decode")

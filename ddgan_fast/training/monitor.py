@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddgan_fast.training.sinks import LogFile, Progress, TensorBoard, open_console
+from ddgan_fast.training.sinks import LogFile, TensorBoard, open_console
 
 
 class DeviceStats:
@@ -37,7 +37,9 @@ class DeviceStats:
             weight: how much it counts, broadcast to the value (default 1), such as the number of
                 samples per timestep. A value of weight 0 is ignored even if it is not finite.
         """
-        values = torch.as_tensor(value, dtype=torch.float64, device=self._device).reshape(-1)
+        if not isinstance(value, Tensor):
+            value = torch.full((1,), value, device=self._device)
+        values = value.reshape(-1).to(torch.float64)
         sums, counts = self._accumulators(name, values.numel())
         weights = torch.ones_like(values) if weight is None else _weights(weight, values)
         sums += torch.where(weights > 0, values * weights, 0.0)
@@ -61,7 +63,7 @@ class DeviceStats:
             num_timesteps: T.
             weight: [] or [N] (default 1); 0 ignores values that are not finite.
         """
-        values = values.to(torch.float64)
+        values = values.reshape(-1).to(torch.float64)
         weights = torch.ones_like(values) if weight is None else _weights(weight, values)
         values = torch.where(weights > 0, values * weights, 0.0)
         if t is None:
@@ -159,19 +161,20 @@ class Monitor:
         """
         steps = step - self._last_step
         self._last_step = step
-        measured = steps > 0 and seconds > 0
-        speed = {
-            "img_s": steps * self._batch_size / seconds if measured else float("nan"),
-            "sec_per_step": seconds / steps if measured else float("nan"),
-            "wait_share": wait_seconds / seconds if measured else float("nan"),
-        }
+        speed: dict[str, float] = {}
+        if steps > 0 and seconds > 0:
+            speed = {
+                "img_s": steps * self._batch_size / seconds,
+                "sec_per_step": seconds / steps,
+                "wait_share": wait_seconds / seconds,
+            }
         rates = {f"lr/{k}": v for k, v in lr.items()} if isinstance(lr, Mapping) else {"lr": lr}
         scalars = {**speed, **rates, **stats}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._log.append({"step": step, "time": now, "images": step * self._batch_size, **scalars})
         if self._board:
             self._board.scalars(step, scalars)
-        self._console.update(Progress(step, steps, seconds if measured else 0.0, scalars))
+        self._console.update(step, scalars)
 
     def image(self, name: str, step: int, image: Path | str | np.ndarray) -> None:
         """Show a picture in TensorBoard: a PNG file, or uint8 [H, W] or [H, W, C]."""

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from ddgan_fast.files import atomic_open
 
 LINE_INTERVAL_S = 10.0
 SMOOTHING = 0.7
+LOSSES = {"D": ("D/real", "D/fake"), "G": ("G/loss",), "R1": ("D/r1",)}
+"""What the console calls a loss, and the statistics whose sum it is."""
 
 Say = Callable[[str], None]
 
@@ -23,7 +25,7 @@ Say = Callable[[str], None]
 class LogFile:
     """One JSON object per line; opening drops lines beyond ``start_step`` and broken ones.
 
-    Numbers that JSON has no words for are written as "nan", "inf" and "-inf", which ``float`` reads.
+    Numbers that JSON has no words for become "nan", "inf" and "-inf", which ``float`` reads.
     """
 
     def __init__(self, path: Path, start_step: int, say: Say) -> None:
@@ -56,7 +58,7 @@ class LogFile:
 
 
 class TensorBoard:
-    """Event files; without the package, or when they cannot be written, it says so and is silent."""
+    """Event files; says so and is silent without the package or when they cannot be written."""
 
     def __init__(self, folder: Path, start_step: int, say: Say) -> None:
         self._say = say
@@ -103,21 +105,10 @@ class TensorBoard:
             self._say(f"TensorBoard events end here ({error.strerror or error}); going on.")
 
 
-class Progress(NamedTuple):
-    """What the console shows of a tick."""
-
-    step: int
-    steps: int
-    """Steps since the last tick."""
-    seconds: float
-    """Wall time of these steps; 0 when it was not measured."""
-    values: Mapping[str, float]
-
-
 class Console(Protocol):
     """Shows progress and says things."""
 
-    def update(self, progress: Progress) -> None: ...
+    def update(self, step: int, values: Mapping[str, float]) -> None: ...
     def say(self, text: str) -> None: ...
     def close(self) -> None: ...
 
@@ -136,7 +127,7 @@ def open_console(total_steps: int, start_step: int, show: bool) -> Console:
 class Silence:
     """No console."""
 
-    def update(self, progress: Progress) -> None:
+    def update(self, step: int, values: Mapping[str, float]) -> None:
         pass
 
     def say(self, text: str) -> None:
@@ -155,11 +146,9 @@ class Lines:
         self._due = -math.inf
         self._pending: str | None = None
 
-    def update(self, progress: Progress) -> None:
-        step, eta = progress.step, self._pace.eta(progress)
-        self._pending = "  ".join(
-            [f"step {step:,}/{self._total:,}", *_figures(progress.values), f"ETA {eta}"]
-        )
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        figures = _figures(values, self._pace.eta(step, values))
+        self._pending = "  ".join([f"step {step:,}/{self._total:,}", *figures])
         if time.monotonic() >= self._due or step >= self._total:
             self._print_pending()
 
@@ -198,11 +187,9 @@ class Bar:
         self._bar.start()
         self._bar.refresh()
 
-    def update(self, progress: Progress) -> None:
-        figures = [*_figures(progress.values), self._pace.eta(progress)]
-        self._bar.update(
-            self._task, completed=progress.step, figures="  ".join(figures), refresh=True
-        )
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        figures = _figures(values, self._pace.eta(step, values))
+        self._bar.update(self._task, completed=step, figures="  ".join(figures), refresh=True)
 
     def say(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -218,32 +205,29 @@ class Pace:
         self._total = total_steps
         self._seconds_per_step: float | None = None
 
-    def eta(self, progress: Progress) -> str:
+    def eta(self, step: int, values: Mapping[str, float]) -> str:
         """Time left as H:MM:SS, or "?" before anything was measured."""
-        if progress.seconds > 0:
-            new = progress.seconds / progress.steps
+        if (new := values.get("sec_per_step")) is not None:
             old = new if self._seconds_per_step is None else self._seconds_per_step
             self._seconds_per_step = SMOOTHING * old + (1 - SMOOTHING) * new
         if self._seconds_per_step is None:
             return "?"
-        left = round(max(self._total - progress.step, 0) * self._seconds_per_step)
+        left = round(max(self._total - step, 0) * self._seconds_per_step)
         days, seconds = divmod(left, 86_400)
         clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         return f"{days} d {clock}" if days else clock
 
 
-def _figures(values: Mapping[str, float]) -> list[str]:
-    """Speed, losses and the share of time spent waiting for data."""
+def _figures(values: Mapping[str, float], eta: str) -> list[str]:
+    """Speed, time left, losses and the share of time spent waiting for data, as far as known."""
     figures = []
-    if math.isfinite(speed := values.get("img_s", math.nan)):
+    if (speed := values.get("img_s")) is not None:
         figures.append(f"{speed:,.0f} img/s" if speed >= 100 else f"{speed:.3g} img/s")
-    losses = {
-        "D": values.get("D/loss", values.get("D/real", math.nan) + values.get("D/fake", math.nan)),
-        "G": values.get("G/loss"),
-        "R1": values.get("D/r1"),
-    }
-    figures += [f"{name} {loss:.3g}" for name, loss in losses.items() if loss is not None]
-    if math.isfinite(wait := values.get("wait_share", math.nan)):
+    figures.append(f"ETA {eta}")  # before what a narrow terminal may cut off
+    for label, names in LOSSES.items():
+        if known := [values[name] for name in names if name in values]:
+            figures.append(f"{label} {sum(known):.3g}")
+    if (wait := values.get("wait_share")) is not None:
         figures.append(f"data {wait:.0%}")
     return figures
 

@@ -1,0 +1,119 @@
+"""What a run saves to go on exactly, and the checks before it does."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import Config, to_dict
+from .ema import WeightAverage
+
+
+def payload(
+    cfg: Config,
+    generator: nn.Module,
+    discriminator: nn.Module,
+    ema: WeightAverage,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    data_digest: str,
+) -> dict[str, Any]:
+    """Everything in plain types and tensors; randomness needs no state, it follows from the step."""
+    return {
+        "config": to_dict(cfg),
+        "generator": dict(generator.state_dict()),
+        "discriminator": dict(discriminator.state_dict()),
+        "ema": ema.weights(),
+        "optimizers": {name: o.state_dict() for name, o in optimizers.items()},
+        "data_digest": data_digest,
+    }
+
+
+def restore(
+    saved: Mapping[str, Any],
+    generator: nn.Module,
+    discriminator: nn.Module,
+    ema: WeightAverage,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+) -> None:
+    """Put a saved payload back; ``check`` comes first."""
+    generator.load_state_dict(saved["generator"])
+    discriminator.load_state_dict(saved["discriminator"])
+    ema.load(saved["ema"])
+    for name, optimizer in optimizers.items():
+        kept = [{k: group[k] for k in ("fused", "foreach")} for group in optimizer.param_groups]
+        optimizer.load_state_dict(saved["optimizers"][name])
+        # The implementation is this run's choice, not the saved one's.
+        for group, options in zip(optimizer.param_groups, kept, strict=True):
+            group.update(options)
+
+
+def check(
+    saved: Mapping[str, Any], cfg: Config, data_digest: str, where: Path, say: Callable[[str], None]
+) -> None:
+    """Refuse to go on with another network, batch, seed or data; mention other changes.
+
+    Raises:
+        ValueError: the state in ``where`` belongs to another run.
+    """
+    old, new = _flat(saved["config"]), _flat(to_dict(cfg))
+    changed = [name for name in new if name in old and old[name] != new[name]]
+    fixed = [
+        name
+        for name in changed
+        if name.startswith(("model.", "discriminator."))
+        or name in ("run.seed", "run.batch_size", "data.mode", "data.flip")
+    ]
+    if fixed:
+        name = fixed[0]
+        more = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
+        raise ValueError(
+            f"{where} holds a run with {name} = {old[name]}, but {name} = {new[name]} is asked "
+            f"for{more}: go on with the old value, or choose another --run.dir."
+        )
+    if saved["data_digest"] != data_digest and not cfg.data.allow_change:
+        raise ValueError(
+            f"{where} was trained on other data (digest {saved['data_digest'][:12]}, now "
+            f"{data_digest[:12]}): point --data at the old data, choose another --run.dir, or "
+            "pass --data.allow_change true."
+        )
+    for name in changed:
+        if name.startswith(("loss.", "optim.", "run.steps", "run.precision")):
+            say(f"Changed since the saved state: {name} {old[name]} -> {new[name]}.")
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{name}": value
+        for section, values in config.items()
+        if isinstance(values, Mapping)
+        for name, value in values.items()
+    }
+
+
+@contextmanager
+def only_run_in(run_dir: Path) -> Iterator[None]:
+    """Keep a second run out of the directory; a killed run leaves no lock behind.
+
+    Raises:
+        RuntimeError: another process is training there.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run_dir / ".lock", os.O_CREAT | os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RuntimeError(
+                f"another process is training in {run_dir}: wait for it, stop it, or choose "
+                "another --run.dir."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
