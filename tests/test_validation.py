@@ -186,6 +186,7 @@ INPUTS = [
     {"model.progressive_input": "residual"},
     {"model.progressive_input": "input_skip"},
     {"model.progressive_input": "input_skip", "model.progressive_combine": "cat"},
+    {"model.progressive_input": "residual", "model.progressive_combine": "cat"},
 ]
 BLOCKS = [
     {"model.resblock_type": "biggan"},

@@ -5,12 +5,31 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = 'import os\n__version__ = "2.13.0+cpu"\n'
+
+
+def run(command: list, **options: object) -> subprocess.CompletedProcess:
+    """subprocess.run, but for pip, whose installation into each new environment takes seconds."""
+    if "venv" not in command:
+        return subprocess.run(command, **options)
+    done = subprocess.run([*command, "--without-pip"], **options)
+    (site,) = Path(command[command.index("venv") + 2]).glob("lib/*/site-packages")
+    (site / "pip.py").touch()
+    return done
+
+
+def environment(path: Path, torch: str) -> Path:
+    """An environment with a torch of that version; the torch's file."""
+    run([sys._base_executable, "-m", "venv", "--clear", str(path)])
+    (site,) = path.glob("lib/*/site-packages")
+    (site / "torch").mkdir()
+    (site / "torch/__init__.py").write_text(f'__version__ = "{torch}"')
+    return site / "torch/__init__.py"
 
 
 @pytest.fixture
@@ -42,6 +61,8 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module.calls = calls
     monkeypatch.setattr(module, "ROOT", tree)
     monkeypatch.setattr(module, "pip", pip)
+    error = subprocess.CalledProcessError
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run, CalledProcessError=error))
     monkeypatch.setattr(module, "has_driver", lambda: False)
     # The interpreter that runs the tests has a torch; most machines' first Python has none.
     bare = module.probe(sys._base_executable)
@@ -107,23 +128,16 @@ def test_torch_that_does_not_import_is_replaced(tool: ModuleType) -> None:
 
 
 def test_existing_environment_and_its_torch_are_kept(tool: ModuleType) -> None:
-    venv = tool.ROOT / ".venv"
-    subprocess.run([sys._base_executable, "-m", "venv", venv], check=True)
-    (site,) = venv.glob("lib/*/site-packages")
-    (site / "torch").mkdir()
-    (site / "torch/__init__.py").write_text('__version__ = "2.14.1+cpu"')
+    torch = environment(tool.ROOT / ".venv", torch="2.14.1+cpu")
     assert set_up(tool, "test") == ["setuptools>=77", ".[test]"]
-    assert "2.14.1" in (site / "torch/__init__.py").read_text()
+    assert "2.14.1" in torch.read_text()
 
 
 def test_torch_of_an_environment_is_seen_by_the_new_one(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = tmp_path / "parent"
-    subprocess.run([sys._base_executable, "-m", "venv", parent], check=True)
-    (site,) = parent.glob("lib/*/site-packages")
-    (site / "torch").mkdir()
-    (site / "torch/__init__.py").write_text('__version__ = "2.11.0+cu130"')
+    environment(parent, torch="2.11.0+cu130")
     monkeypatch.setattr(tool, "source_of", lambda *_: tool.probe(parent / "bin/python"))
     assert set_up(tool, "test") == ["setuptools>=77", ".[test]"]
     assert tool.probe(tool.ROOT / ".venv/bin/python")["torch"] == "2.11.0+cu130"

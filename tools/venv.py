@@ -259,6 +259,15 @@ def set_up(venv: Path, extras: list[str], chosen: bool) -> None:
     (venv / UNFINISHED).unlink()
 
 
+def take(lock: int) -> None:
+    """Waits until no other set-up of this tree is at work."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        # Some network file systems lock no folders; two set-ups at once are unlikely there too.
+        print("This file system has no locks: run one make at a time.", file=sys.stderr)
+
+
 def main() -> None:
     """Checks the environment and sets it up if needed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -272,12 +281,11 @@ def main() -> None:
         return
     lock = os.open(ROOT, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError:
-        # Some network file systems lock no folders; two set-ups at once are unlikely there too.
-        print("This file system has no locks: run one make at a time.", file=sys.stderr)
-    if not is_current(venv, extras, chosen):
-        set_up(venv, extras, chosen)
+        take(lock)
+        if not is_current(venv, extras, chosen):
+            set_up(venv, extras, chosen)
+    finally:
+        os.close(lock)
 
 
 if __name__ == "__main__":

@@ -36,5 +36,5 @@ def to_model_input(
     if flip is not None:  # while a value is one byte
         images = torch.where(flip[:, None, None, None], images.flip(2), images)
     x = images.permute(0, 3, 1, 2).to(torch.float32).mul_(1 / 127.5).sub_(1).to(dtype)
-    layout = torch.channels_last if not channels_last else torch.contiguous_format
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     return x.contiguous(memory_format=layout)

@@ -20,7 +20,7 @@ RECOGNISED_FROM = 0.01
 _FEATURES = 64
 _HELD_OUT = 360
 _BATCH = 64
-_EPOCHS = 12
+_EPOCHS = 30
 
 
 class DigitScores(TypedDict):
@@ -83,9 +83,7 @@ class DigitJudge:
             features = self.classifier.features(images)
         self.accuracy = float((guesses == labels[held_out]).float().mean())
         self.reference: Gaussian = gaussian_of(features)
-        self.real = frechet_distance(
-            gaussian_of(features[seen]), gaussian_of(features[held_out])
-        )
+        self.real = frechet_distance(gaussian_of(features[seen]), gaussian_of(features[held_out]))
 
     @torch.no_grad()
     def judge(self, samples: torch.Tensor) -> DigitScores:
@@ -130,7 +128,7 @@ def _train(images: torch.Tensor, labels: torch.Tensor, seed: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = Classifier()
-        optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
+        optimizer = torch.optim.Adam(classifier.parameters(), lr=3e-3)
         steps = _EPOCHS * (len(images) // _BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(_EPOCHS):

@@ -1,0 +1,106 @@
+"""Floating-point operations of the networks: 2 per multiply-add of convolutions and matrix products.
+
+Resampling filters, norms and activations are not counted: their cost is memory traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .config import Config
+from .diffusion import Diffusion
+from .models import build_discriminator, build_generator
+from .training.steps import Draws, MicroBatch, TrainStep
+
+_aten = torch.ops.aten
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    # Torch's own table lacks the attention kernels of the CPU.
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _aten._scaled_dot_product_flash_attention
+    ],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+# Positions of the weight and of the number of groups among the arguments.
+_CONVOLUTIONS = {_aten.convolution: (1, 8), _aten.convolution_backward: (2, 9)}
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the cost of every operator; torch's own counter cannot follow R1's second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        op = func.overloadpacket
+        if op in _FORMULAS and not _is_filter(op, args):
+            self.total += _FORMULAS[op](*args, **kwargs, out_val=result)
+        return result
+
+
+def _is_filter(op: Any, args: Any) -> bool:
+    if op not in _CONVOLUTIONS:
+        return False
+    weight, groups = (args[i] for i in _CONVOLUTIONS[op])
+    return weight.shape[1] == 1 and weight.shape[0] == groups
+
+
+def count(function: Callable[[], Any]) -> int:
+    """Floating-point operations of the convolutions and matrix products in one call.
+
+    Convolutions with one input and one output channel per group are filters, not network layers,
+    and count nothing. On tensors of the meta device no arithmetic is done.
+
+    Args:
+        function: called once, without arguments; backward passes inside it count too.
+    """
+    with _Counter() as counter:
+        function()
+    return counter.total
+
+
+def training_flops(cfg: Config) -> dict[str, float]:
+    """What training a configuration costs per image, found by running its step without data.
+
+    Returns:
+        "generator_forward", "discriminator_forward", "r1" (what one application of R1 adds), and
+        "training_image": an update of both networks, R1 weighted by its interval.
+    """
+    with torch.device("meta"):
+        generator, discriminator = build_generator(cfg), build_discriminator(cfg)
+        micro = _image(cfg)
+    diffusion = Diffusion.from_config(cfg.model).to("meta")
+    step = TrainStep(generator, discriminator, diffusion, cfg.loss.r1_gamma)
+    update_d = count(lambda: step.discriminator_gradients([micro], penalize=False))
+    r1 = count(lambda: step.discriminator_gradients([micro], penalize=True)) - update_d
+    update_g = count(lambda: step.generator_gradients([micro]))
+    x, t, z = micro.images, micro.draws.t, micro.draws.z
+    with torch.no_grad():
+        return {
+            "generator_forward": count(lambda: generator(x, t, z)),
+            "discriminator_forward": count(lambda: discriminator(x, t, x)),
+            "r1": r1,
+            "training_image": update_d + update_g + r1 / cfg.loss.lazy_reg,
+        }
+
+
+def _image(cfg: Config) -> MicroBatch:
+    """One image and its draws, on the current default device."""
+    model = cfg.model
+    size = () if model.kind == "mlp" else (model.image_size, model.image_size)
+    x = torch.empty(1, model.num_channels, *size)
+    t = torch.zeros(1, dtype=torch.int64)
+    draws = Draws(t=t, z=torch.empty(1, model.nz), pair_noise=(x, x), posterior_noise=x)
+    return MicroBatch(x, None, draws)

@@ -1,0 +1,130 @@
+"""Two diagrams: the losses of a run, and generated 2-D points. They need matplotlib."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddgan_fast.files import atomic_open
+
+_CURVES = {
+    "D on real": "D/real",
+    "D on fake": "D/fake",
+    "G": "G/loss",
+    "R1 (before gamma/2)": "D/r1",
+}
+_SHOWN_POINTS = 10_000
+
+
+def loss_curve(log_path: Path | str, out_path: Path | str) -> None:
+    """Draw the losses over the steps from a run's log.jsonl as a PNG.
+
+    Raises:
+        FileNotFoundError: there is no such log.
+        ValueError: the log has no line with a loss.
+        RuntimeError: matplotlib is missing.
+    """
+    log_path = Path(log_path)
+    if not log_path.is_file():
+        raise FileNotFoundError(f"there is no log {log_path}")
+    records = _records(log_path)
+    curves = {label: _points(records, name) for label, name in _CURVES.items()}
+    curves = {label: points for label, points in curves.items() if points}
+    if not curves:
+        raise ValueError(f"{log_path} holds no losses yet: train for at least one tick")
+    figure = _figure(width=8, height=4.5)
+    axes = figure.add_subplot()
+    for label, points in curves.items():
+        if label.startswith("R1"):
+            # The penalty spans orders of magnitude and has an axis of its own.
+            right = axes.twinx()
+            right.plot(*zip(*points, strict=True), color="0.6", linewidth=1, zorder=0)
+            right.set_yscale("log")
+            right.set_ylabel(label, color="0.4")
+        else:
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.12), frameon=False)
+    _save(figure, out_path)
+
+
+def scatter_points(
+    samples: np.ndarray, centres: np.ndarray, out_path: Path | str, *, radius: float = 0.2
+) -> None:
+    """Draw generated points over the centres of the modes as a PNG.
+
+    Args:
+        samples: [n, 2]; the first 10,000 are shown.
+        centres: [m, 2].
+        out_path: the picture.
+        radius: of the circles around the centres; default: 4 standard deviations of 25-Gaussians.
+
+    Raises:
+        ValueError: wrong shape.
+        RuntimeError: matplotlib is missing.
+    """
+    samples, centres = np.asarray(samples), np.asarray(centres)
+    for name, points in (("samples", samples), ("centres", centres)):
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError(f"{name} must have the shape [n, 2], not {list(points.shape)}")
+    figure = _figure(width=6, height=6)
+    from matplotlib.patches import Circle
+
+    axes = figure.add_subplot()
+    shown = samples[:_SHOWN_POINTS]
+    axes.scatter(shown[:, 0], shown[:, 1], s=2, alpha=0.35, linewidths=0)
+    for centre in centres:
+        axes.add_patch(Circle(centre, radius, fill=False, linewidth=0.6))
+    low, high = centres.min(0), centres.max(0)
+    margin = 0.15 * max(float((high - low).max()), 1e-3)
+    axes.set_xlim(low[0] - margin, high[0] + margin)
+    axes.set_ylim(low[1] - margin, high[1] + margin)
+    axes.set_aspect("equal")
+    outside = ((shown < low - margin) | (shown > high + margin)).any(1).sum()
+    note = f", {outside:,} outside the picture" if outside else ""
+    axes.set_title(f"{len(shown):,} samples{note}", fontsize=10)
+    _save(figure, out_path)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        # Not pyplot: it would choose a window system for the whole process.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeError(
+            "drawing diagrams needs matplotlib: pip install 'ddgan_fast[demo]'"
+        ) from error
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _save(figure: Any, out_path: Path | str) -> None:
+    out_path = Path(out_path)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_open(out_path) as file:
+        figure.savefig(file, format="png")
+
+
+def _records(log_path: Path) -> list[Mapping[str, Any]]:
+    records: list[Mapping[str, Any]] = []
+    for line in log_path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the run may be writing this line just now
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+def _points(records: list[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """(step, value) where the value is finite; the log writes others as strings."""
+    points = [(r["step"], float(r[name])) for r in records if name in r]
+    return [point for point in points if math.isfinite(point[1])]

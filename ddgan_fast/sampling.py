@@ -1,0 +1,355 @@
+"""From a checkpoint to samples: loads a generator and draws images or points with it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import convert
+from .config import Config, ModelConfig, from_dict, list_presets, load_config
+from .diffusion import Diffusion
+from .images import to_uint8
+from .kernels import philox
+from .models import build_generator
+from .training.checkpoint import list_emas, list_states, load_ema, load_state
+from .training.parallel import choose_device
+from .validation import validate_model
+
+WEIGHTS = ("ema", "raw")
+
+# A step that training never reaches. The sample grids of a run use it too, so that sampling with
+# the run's seed shows the same images.
+_NOISE_STEP = -1
+_POINTS_AT_ONCE = 65_536
+_IMAGES_AT_ONCE = {"cpu": 64, "cuda": 1024}
+_CPU_BUDGET = 4 << 30
+
+Tensors = Mapping[str, torch.Tensor]
+Recipe = str | os.PathLike[str] | Config
+
+
+class LoadedGenerator(nn.Module):
+    """A trained generator in evaluation mode, with what sampling needs.
+
+    Args:
+        cfg: its configuration.
+        weights: its tensors under our names.
+        step: training steps behind it; None where the file does not say.
+        source: the file it comes from.
+
+    Attributes:
+        cfg, step, source: as given.
+        diffusion: the diffusion it inverts.
+        network: the bare generator.
+
+    Raises:
+        ValueError: the tensors do not fit the configuration.
+    """
+
+    def __init__(self, cfg: Config, weights: Tensors, step: int | None, source: Path) -> None:
+        super().__init__()
+        validate_model(cfg.model)
+        with torch.random.fork_rng(devices=[]):  # the initial weights are drawn in vain
+            network = build_generator(cfg)
+        _check_shapes(dict(network.state_dict()), weights, cfg, source)
+        network.load_state_dict(weights)
+        if cfg.run.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        self.cfg, self.step, self.source = cfg, step, source
+        self.network = network
+        self.diffusion = Diffusion.from_config(cfg.model)
+        self.requires_grad_(False).eval()
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of a sample inside the networks: (C, H, W), or (D,) for points."""
+        model = self.cfg.model
+        if model.kind == "mlp":
+            return (model.num_channels,)
+        return (model.num_channels, model.image_size, model.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.diffusion.q_tables.device
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Predict x_0 [N, C, H, W] from x_{t+1} of that shape, t int64 [N] and z [N, nz]."""
+        return self.network(x, t, z)
+
+
+def load_generator(
+    path: str | os.PathLike[str],
+    *,
+    weights: str = "ema",
+    config: Recipe | None = None,
+    device: torch.device | str = "cpu",
+) -> LoadedGenerator:
+    """Load a generator from any checkpoint, ours or published; no code in the file is run.
+
+    Args:
+        path: ``ema-*.safetensors``, ``state-*.pt``, a run directory (its newest checkpoint), a
+            published ``netG_*.pth`` or a published ``content.pth``.
+        weights: "ema" (averaged) or "raw".
+        config: preset, YAML file or ``Config`` of a ``netG_*.pth``, which does not hold one; with
+            other files it must agree with theirs.
+        device: where the generator goes.
+
+    Raises:
+        FileNotFoundError: no such file, or no checkpoint in the directory.
+        ValueError: a file that is no checkpoint, lacks these weights or does not fit ``config``.
+        CheckpointError: a damaged file.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f'weights is {weights!r}: choose "ema" (averaged) or "raw".')
+    path = Path(path)
+    target = choose_device(str(device))
+    given = load_config(config) if isinstance(config, str | os.PathLike) else config
+    file = _newest(path, weights) if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {file}.")
+    if file.suffix == ".safetensors":
+        tensors, stored, step = load_ema(file)
+        own = from_dict(stored)
+        _check_single(own, weights, file)
+    elif file.suffix == ".pt":
+        state = load_state(file)
+        own, step = from_dict(state["config"]), int(state["step"])
+        tensors = state["ema" if weights == "ema" else "generator"]
+    else:
+        return _load_published(file, weights, given).to(target)
+    _check_agreement(own, given, file)
+    return LoadedGenerator(own, tensors, step, file).to(target)
+
+
+def _newest(run_dir: Path, weights: str) -> Path:
+    """The newest checkpoint in a run directory that holds these weights."""
+    files = list_emas(run_dir) if weights == "ema" else list_states(run_dir)
+    if not files:
+        name = "ema-*.safetensors" if weights == "ema" else "state-*.pt"
+        raise FileNotFoundError(f"the folder {run_dir} holds no checkpoint {name} of a run.")
+    return files[-1]
+
+
+def _load_published(file: Path, weights: str, given: Config | None) -> LoadedGenerator:
+    content = convert.read_published(file)
+    step: int | None = None
+    if "netG_dict" in content:
+        values, step = content["netG_dict"], int(content["global_step"])
+        cfg = convert.config_of_args(content["args"]) if content["args"] else _need(given, file)
+        _check_agreement(cfg, given, file)
+    else:
+        values, cfg = content, _need(given, file, content)
+        _check_single(cfg, weights, file)
+    validate_model(cfg.model)
+    _check_revealed(_revealed(values), cfg, file)
+    try:
+        if "netG_dict" in content and weights == "ema":
+            tensors = convert.ema_of_content(content, cfg)
+        else:
+            tensors = convert.generator_from_published(values, cfg)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return LoadedGenerator(cfg, tensors, step, file)
+
+
+def _need(given: Config | None, file: Path, values: Tensors | None = None) -> Config:
+    if given is not None:
+        return given
+    fitting = [] if values is None else [name for name in list_presets() if _fits(name, values)]
+    hint = f" (its tensors fit {', '.join(fitting)})" if fitting else ""
+    raise ValueError(
+        f"{file} holds weights without their configuration: name the preset or YAML file it was "
+        f"trained with{hint} by --recipe, or config=... in Python."
+    )
+
+
+def _fits(preset: str, values: Tensors) -> bool:
+    """Whether published tensors have the names and shapes of a preset's generator."""
+    cfg = load_config(preset)
+    if cfg.model.kind == "mlp":
+        return False
+    with torch.device("meta"):
+        ours = build_generator(cfg).state_dict()
+    expected = convert.generator_to_published({k: v.shape for k, v in ours.items()}, cfg)
+    return expected == {name: value.shape for name, value in values.items()}
+
+
+def _revealed(values: Tensors) -> dict[str, int]:
+    """Model options that published tensors give away by their shapes."""
+    found: dict[str, int] = {}
+    convs = [v for k, v in values.items() if k.startswith("all_modules.") and v.ndim == 4]
+    if convs:  # the first one takes the image
+        found["num_channels_dae"], found["num_channels"] = convs[0].shape[:2]
+    if "z_transform.1.weight" in values:
+        found["z_emb_dim"], found["nz"] = values["z_transform.1.weight"].shape
+        layers = [k for k in values if k.startswith("z_transform.") and k.endswith(".weight")]
+        found["n_mlp"] = len(layers) - 1
+    return found
+
+
+def _check_revealed(found: Mapping[str, int], cfg: Config, file: Path) -> None:
+    for name, value in found.items():
+        asked = getattr(cfg.model, name)
+        if asked != value:
+            raise ValueError(
+                f"{file} does not fit the configuration {cfg.preset!r}: its tensors were made "
+                f"with model.{name} = {value}, and the configuration has {asked}; choose the one "
+                "that the model was trained with."
+            )
+
+
+def _check_shapes(own: Tensors, weights: Tensors, cfg: Config, file: Path) -> None:
+    names = [*(name for name in own if name not in weights), *(n for n in weights if n not in own)]
+    if names:
+        holder = "the configuration" if names[0] in own else "the file"
+        detail = f"{len(names)} tensors differ in name; only {holder} has {names[0]}"
+    else:
+        wrong = [name for name in own if own[name].shape != weights[name].shape]
+        if not wrong:
+            return
+        theirs, ours = (list(side[wrong[0]].shape) for side in (weights, own))
+        detail = f"{wrong[0]} is {theirs} in the file and {ours} in the configuration"
+    raise ValueError(
+        f"{file} does not fit the configuration {cfg.preset!r}: {detail}; choose the one that the "
+        "model was trained with."
+    )
+
+
+def _check_agreement(own: Config, given: Config | None, file: Path) -> None:
+    """A configuration beside a file that holds its own must describe the same model."""
+    if given is None:
+        return
+    for name in vars(ModelConfig()):
+        stored, asked = getattr(own.model, name), getattr(given.model, name)
+        if stored != asked:
+            raise ValueError(
+                f"{file} does not fit the configuration {given.preset!r}: it was trained with "
+                f"model.{name} = {stored}, and the configuration has {asked}; leave the "
+                "configuration out, because the file holds its own."
+            )
+
+
+def _check_single(cfg: Config, weights: str, file: Path) -> None:
+    """Files with a single set of weights hold the average, if the run kept one."""
+    if weights == "raw" and cfg.optim.ema_decay > 0:
+        raise ValueError(
+            f"{file} holds averaged weights only: the raw ones are in state-*.pt (ours) or "
+            "content.pth (published)."
+        )
+
+
+def generate(
+    model: LoadedGenerator,
+    n: int,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    start: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> Iterator[np.ndarray]:
+    """Draw n samples, batch by batch.
+
+    All noise follows from (seed, sample number): sample k is the same, up to rounding, in any
+    batch split and on any device. The Philox key is ``philox.seed_tensor(seed, -1, 0)``.
+
+    Args:
+        model: the generator.
+        n: how many.
+        seed: picks the samples; 0 to 2**63 - 1.
+        batch_size: how many at once; default what the memory is thought to hold. When memory runs
+            out, the batch is halved.
+        device: move the model there first; default: it stays where it is.
+        start: number of the first sample.
+        say: told when a batch had to be made smaller; default: a line on stderr.
+
+    Yields:
+        uint8 [b, H, W, C], or float32 points [b, D].
+
+    Raises:
+        ValueError: a negative count, seed or start, or a batch size below 1.
+        RuntimeError: not even one sample fits into memory.
+    """
+    for name, value, least in (("n", n, 0), ("seed", seed, 0), ("start", start, 0)):
+        if value < least:
+            raise ValueError(f"{name} is {value}: it must be at least {least}.")
+    if seed >= 2**63:
+        raise ValueError(f"seed is {seed}: it must be below 2**63.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"the batch size is {batch_size}: it must be at least 1.")
+    if device is not None:
+        model.to(choose_device(str(device)))
+    return _draw_all(model, n, seed, batch_size or guess_batch(model), start, say or _to_stderr)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _draw_all(
+    model: LoadedGenerator, n: int, seed: int, size: int, start: int, say: Callable[[str], None]
+) -> Iterator[np.ndarray]:
+    key = philox.seed_tensor(seed, _NOISE_STEP, 0, model.device)
+    too_many, done = 0, 0
+    while done < n:
+        count = min(size, n - done)
+        samples = _attempt(model, key, start + done, count)
+        if samples is None:
+            if count == 1:
+                raise RuntimeError(
+                    f"not even one sample fits into the memory of {model.device}: end other "
+                    "programs that use it, or sample with --device cpu."
+                )
+            too_many, size = max(too_many, count), count // 2
+            continue
+        if too_many:
+            say(f"{too_many} samples at once do not fit into memory; going on with {size}.")
+            too_many = 0
+        yield samples
+        done += count
+
+
+def _attempt(
+    model: LoadedGenerator, key: torch.Tensor, first: int, count: int
+) -> np.ndarray | None:
+    """Samples ``first`` and the following, or None when memory ran out."""
+    index = torch.arange(first, first + count, dtype=torch.int64, device=model.device)
+    try:
+        drawn = model.diffusion.draw(model, model.sample_shape, model.cfg.model.nz, key, index)
+        return drawn.cpu().numpy() if drawn.ndim == 2 else to_uint8(drawn)
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # what the CPU's allocator says
+            raise
+    # Only here has the failed attempt let go of its tensors.
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def guess_batch(model: LoadedGenerator) -> int:
+    """How many samples at once the free memory should hold, on the safe side."""
+    cfg = model.cfg.model
+    if cfg.kind == "mlp":
+        return _POINTS_AT_ONCE
+    areas = [
+        mult * cfg.num_channels_dae * (cfg.image_size >> level) ** 2
+        for level, mult in enumerate(cfg.ch_mult)
+    ]
+    # Skip connections live until the way up; a dozen temporaries of the widest resolution.
+    per_image = 4 * ((cfg.num_res_blocks + 2) * sum(areas) + 12 * max(areas))
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        budget = free * 2 // 5
+    else:
+        budget = _CPU_BUDGET
+    most = _IMAGES_AT_ONCE.get(model.device.type, 64)
+    return max(1, min(most, budget // per_image))
