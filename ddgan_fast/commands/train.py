@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 from ..config import Config, list_presets, load_config
 from ..options import set_options
@@ -21,6 +23,10 @@ examples:
   ddgan-fast train cifar10 --dry-run > mine.yaml     # a file to edit and train from
 """
 _PAPER = "_paper"
+_RECIPE_HELP = (
+    "where the published code's README and the paper disagree: the preset's values are the "
+    "README's, paper chooses PRESET_paper"
+)
 
 
 @dataclass(frozen=True)
@@ -91,39 +97,46 @@ def _spell_out(argv: Sequence[str]) -> list[str]:
 
 def _parser(preset: str | None) -> Any:
     """The parser; its help shows the values of the preset as defaults."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import SUPPRESS, ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        """Leaves the examples as they are."""
 
     parser = ArgumentParser(
         prog="ddgan-fast train",
         usage=_USAGE,
         description="Train a model. The same command again goes on where the run left off.",
         epilog=_EPILOG,
+        formatter_class=Formatter,
         exit_on_error=False,
         allow_abbrev=False,
         default_env=False,
     )
     parser.add_argument(
-        "preset", nargs="?", metavar="PRESET|FILE.yaml", help="see `ddgan-fast presets`"
+        "preset",
+        nargs="?",
+        metavar="PRESET|FILE.yaml",
+        help="see `ddgan-fast presets`",
+        default=SUPPRESS,
     )
-    parser.add_argument("--recipe", choices=("readme", "paper"), help=_RECIPE_HELP)
-    parser.add_argument("--device", help="cpu, cuda or cuda:0; by default a GPU if there is one")
+    parser.add_argument(
+        "--recipe", choices=("readme", "paper"), help=_RECIPE_HELP, default=SUPPRESS
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:0; else a GPU", default=SUPPRESS)
     parser.add_argument(
         "--dry-run",
         action="store_true",
+        default=SUPPRESS,
         help="print the whole configuration, costs, memory and kernels; do nothing",
     )
     config = Config() if preset is None else load_config(preset)
     for section, title, options in _options(config):
         group = parser.add_argument_group(section, title)
         for name, hint, value, text in options:
-            group.add_argument(f"--{section}.{name}", type=hint, default=value, help=text)
+            group.add_argument(
+                f"--{section}.{name}", type=hint, default=value, help=text, metavar=_metavar(hint)
+            )
     return parser
-
-
-_RECIPE_HELP = (
-    "where the published code's README and the paper disagree: the preset's values are the "
-    "README's, paper chooses PRESET_paper"
-)
 
 
 def _options(config: Config) -> Iterator[tuple[str, str, list[tuple[str, Any, Any, str]]]]:
@@ -143,6 +156,11 @@ def _options(config: Config) -> Iterator[tuple[str, str, list[tuple[str, Any, An
             for f in fields(options)
         ]
         yield section.name, titles[section.name] or "", rows
+
+
+def _metavar(hint: Any) -> str:
+    kind = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+    return {bool: "true|false", int: "N", float: "X", str: "TEXT"}.get(kind, "LIST")
 
 
 def _explain(message: str) -> str:

@@ -60,18 +60,6 @@ class Preemption:
                 raise KeyboardInterrupt
 
 
-def agree(requested: bool, device: torch.device | str) -> bool:
-    """Whether any rank wants to stop, so that all stop at the same step.
-
-    Every rank must call it at the same steps. Under torch.distributed it waits for the device.
-    """
-    if not _distributed():
-        return requested
-    flag = torch.full((), float(requested), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag.item())
-
-
 class NonFiniteError(RuntimeError):
     """Too many updates were skipped because the gradient was not finite."""
 

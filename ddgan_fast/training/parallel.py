@@ -11,11 +11,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=20)
 
@@ -57,11 +60,11 @@ class Ranks:
         dist.gather(values, parts, dst=0, group=self.control)
         return parts
 
-    def share(self, value: object) -> object:
+    def share(self, value: T) -> T:
         """Rank 0's plain value, on every rank."""
         if self.world == 1:
             return value
-        box = [value]
+        box: list[T] = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..files import atomic_open
-from ..images import grid, save_png, to_uint8
+from ..images import grid, readable_scale, save_png, to_uint8
 from ..kernels import philox
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # The fixed noise of all grids of a run: a step that training never reaches.
 _NOISE_STEP = -1
-_ENLARGE_TO = 64
 
 
 class Preview:
@@ -85,7 +84,7 @@ class Preview:
         samples = torch.cat(drawn)
         if model.kind == "mlp":
             return samples.float().cpu()
-        return torch.from_numpy(to_uint8(samples))
+        return torch.from_numpy(to_uint8(samples.nan_to_num()))
 
     def _report(self) -> None:
         """Say what became of the last grid, once its file is written."""
@@ -109,5 +108,5 @@ def _write(stem: Path, samples: np.ndarray) -> Path:
             np.savez(file, samples)
         return path
     path = stem.with_suffix(".png")
-    save_png(path, grid(samples, scale=max(1, _ENLARGE_TO // samples.shape[1])))
+    save_png(path, grid(samples, scale=readable_scale(samples.shape[1])))
     return path

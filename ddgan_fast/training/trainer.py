@@ -20,7 +20,7 @@ from ..diffusion import Diffusion
 from ..kernels import philox
 from ..models import build_discriminator, build_generator
 from . import run_state
-from .checkpoint import CheckpointError, latest_state, save_ema, save_state
+from .checkpoint import CheckpointError, latest_state, load_state, save_ema, save_state
 from .ema import WeightAverage
 from .guard import FiniteGuard, Preemption, step_unless
 from .monitor import DeviceStats, Monitor
@@ -158,15 +158,20 @@ class Run:
 
     def _resume(self, say: Callable[[str], None]) -> int:
         """Load the newest good state on every rank; returns the step it ends at."""
-        # Rank 0 alone looks and cleans up, so that all ranks load the same file.
-        found = latest_state(self.run_dir, say) if self.ranks.rank == 0 else None
-        path = self.ranks.share(str(found[0]) if found else None)
+        # Rank 0 alone looks and cleans up, so that all ranks load the same file, or none.
+        found, problem = None, None
+        if self.ranks.rank == 0:
+            try:
+                found = latest_state(self.run_dir, say)
+            except CheckpointError as error:
+                problem = str(error)
+        path, problem = self.ranks.share((str(found[0]) if found else None, problem))
+        if problem:
+            raise CheckpointError(problem)
         if path is None:
             return 0
         if found is None:
-            from .checkpoint import load_state
-
-            found = Path(str(path)), load_state(str(path))
+            found = Path(path), load_state(path)
         saved: dict[str, Any] = found[1]
         run_state.check(saved, self.cfg, self.dataset.digest, self.run_dir, say)
         run_state.restore(
@@ -312,7 +317,7 @@ class Run:
                 save_state(self.run_dir, self.step, content, self.cfg.run.keep)
             except CheckpointError as error:
                 failed = str(error)
-        failed = self.ranks.share(failed)  # type: ignore[assignment]
+        failed = self.ranks.share(failed)
         if failed is None:
             return self.step
         if must:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ddgan_fast.training import guard
-from ddgan_fast.training.guard import FiniteGuard, NonFiniteError, Preemption, agree, step_unless
+from ddgan_fast.training.guard import FiniteGuard, NonFiniteError, Preemption, step_unless
 
 OPTIMIZERS = {
     "fused": {"fused": True},
@@ -219,11 +219,6 @@ def test_outside_the_main_thread_it_does_nothing():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_agree_alone():
-    assert agree(True, "cpu") is True
-    assert agree(False, "cpu") is False
-
-
 def test_a_graph_cannot_wait(monkeypatch):
     monkeypatch.setattr(guard.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(guard.torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -236,7 +231,7 @@ def test_a_graph_cannot_wait(monkeypatch):
 RANKS = """
     import math, os, sys
     import torch, torch.distributed as dist
-    from ddgan_fast.training.guard import FiniteGuard, NonFiniteError, agree
+    from ddgan_fast.training.guard import FiniteGuard, NonFiniteError
 
     torch.set_num_threads(1)
     rank = 0
@@ -245,8 +240,6 @@ RANKS = """
             rank = other
             break
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=3)
-    assert agree(rank == 1, "cpu") is True
-    assert agree(False, "cpu") is False
     finite = FiniteGuard("cpu", max_skipped=1)
     bad = [torch.tensor([math.nan])]
     losses = torch.tensor([1.0, math.nan if rank == 2 else 1.0])
