@@ -40,7 +40,7 @@ def define(
     name = schema.split("(", 1)[0]
 
     def run(*args: Any) -> Any:
-        return select(name, args[0])(*args)
+        return select(name, args)(*args)
 
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     _library.impl(name, run, "CompositeExplicitAutograd")

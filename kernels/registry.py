@@ -7,13 +7,12 @@ same choice.
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 BACKENDS = ("cuda", "triton", "torch")
 """All backend names, most preferred first."""
@@ -26,8 +25,8 @@ class Backend:
     run: Callable[..., Any]
     why_not: Callable[[], str | None]
     """None when usable on this machine, else the reason in words."""
-    accepts: Callable[[torch.Tensor], str | None]
-    """None when it can handle this tensor, else the reason in words."""
+    accepts: Callable[..., str | None]
+    """None when it can handle these arguments of the op, else the reason in words."""
 
 
 _table: dict[str, dict[str, Backend]] = {}
@@ -51,7 +50,7 @@ def register_backend(
     run: Callable[..., Any],
     *,
     why_not: Callable[[], str | None] = lambda: None,
-    accepts: Callable[[torch.Tensor], str | None] = lambda x: None,
+    accepts: Callable[..., str | None] = lambda *args: None,
 ) -> None:
     """Add an implementation of ``op``; its arguments are those of the op's schema."""
     _table.setdefault(op, {})[name] = Backend(run, why_not, accepts)
@@ -60,21 +59,30 @@ def register_backend(
         _forced_per_op[op] = _backend_name(os.environ[variable], variable)
 
 
-def select(op: str, x: torch.Tensor) -> Callable[..., Any]:
-    """The implementation of ``op`` that runs for ``x``.
+def lazy(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module that is imported at its first call, as Triton's must be."""
+
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*args)
+
+    return call
+
+
+def select(op: str, args: Sequence[Any]) -> Callable[..., Any]:
+    """The implementation of ``op`` that runs for these arguments, the first one a tensor.
 
     Raises:
         RuntimeError: a backend was asked for by name and cannot run here.
     """
     forced = _forced_per_op.get(op, _forced)
     if forced != "auto":
-        reason = _why_not(op, forced) or _table[op][forced].accepts(x)
+        reason = _why_not(op, forced) or _table[op][forced].accepts(*args)
         if reason:
             raise RuntimeError(f"backend {forced!r} was asked for, but {op} cannot use it: {reason}")
         return _table[op][forced].run
-    if x.device.type == "cuda":
+    if args[0].device.type == "cuda":
         for name in BACKENDS:
-            if _why_not(op, name) is None and _table[op][name].accepts(x) is None:
+            if _why_not(op, name) is None and _table[op][name].accepts(*args) is None:
                 return _table[op][name].run
     return _table[op]["torch"].run
 
@@ -110,6 +118,8 @@ def backend_report() -> list[dict[str, str | bool]]:
 
     "chosen" says what "auto" takes: on a CUDA device where there is one, else on the CPU.
     """
+    import torch
+
     has_gpu = torch.cuda.is_available()
     rows: list[dict[str, str | bool]] = []
     for op in sorted(_table):

@@ -58,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
 
     result = train(request.config, device=request.device)
     if first and result.finished:
-        print(f"Sample from it: ddgan-fast sample {result.run_dir} -n 64 -o grid.png")
+        samples = "-n 10000 -o points.png" if request.config.model.kind == "mlp" else "-o grid.png"
+        print(f"Sample from it: ddgan-fast sample {result.run_dir} {samples}")
     return 0
 
 

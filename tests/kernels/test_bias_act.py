@@ -23,13 +23,16 @@ SHAPES = {
     "square": (3, 3, 3, 3),
 }
 BIASES = ("none", "channel", "sample")
-TAPS = {k: torch.tensor(v, dtype=torch.float64) for k, v in {
-    "1331": [0.125, 0.375, 0.375, 0.125],
-    "odd": [0.2, 0.5, 0.3],
-    "two": [0.4, 0.6],
-    "asymmetric": [0.1, 0.2, 0.3, 0.15, 0.25],
-    "sixteen": [i / 136 for i in range(1, 17)],
-}.items()}
+TAPS = {
+    k: torch.tensor(v, dtype=torch.float64)
+    for k, v in {
+        "1331": [0.125, 0.375, 0.375, 0.125],
+        "odd": [0.2, 0.5, 0.3],
+        "two": [0.4, 0.6],
+        "asymmetric": [0.1, 0.2, 0.3, 0.15, 0.25],
+        "sixteen": [i / 136 for i in range(1, 17)],
+    }.items()
+}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 biases = pytest.mark.parametrize("kind", BIASES)
 tapses = pytest.mark.parametrize("taps", TAPS.values(), ids=TAPS.keys())
@@ -169,9 +172,7 @@ def test_is_as_exact_as_plain_torch(dtype, kind, layout):
             assert got.dtype == dtype
             assert_as_good_as_plain(got, truth, other, dtype)
 
-    compare(
-        lambda x, b: bias_leaky_relu(x, b, 0.2, 1.4), lambda x, b: plain(x, b, 0.2, 1.4)
-    )
+    compare(lambda x, b: bias_leaky_relu(x, b, 0.2, 1.4), lambda x, b: plain(x, b, 0.2, 1.4))
     taps = TAPS["1331"].float()
     compare(
         lambda x, b: bias_leaky_relu_down(x, b, taps),

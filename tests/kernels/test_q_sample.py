@@ -86,7 +86,7 @@ def test_half_precision_becomes_float32(dtype):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("drawn", [True, False], ids=["seed", "noise"])
 def test_gradcheck(shape, drawn):
-    x0, t, noise = inputs(shape)
+    x0, t, noise = inputs((3, *shape[1:3]))
     random = {"seed": SEED} if drawn else {"noise": noise}
     function = lambda x: q_sample_pair(x, t, TABLES, **random)  # noqa: E731
     assert torch.autograd.gradcheck(function, x0.requires_grad_())
