@@ -100,7 +100,9 @@ def _inside(module: nn.Module, name: str) -> Iterator[tuple[str, str]]:
             yield ours, ours
 
 
-def _rename(values: Mapping[str, V], names: Mapping[str, str], what: str, strict: bool) -> dict[str, V]:
+def _rename(
+    values: Mapping[str, V], names: Mapping[str, str], what: str, strict: bool
+) -> dict[str, V]:
     missing = [name for name in names if name not in values]
     unknown = [name for name in values if name not in names]
     if unknown or (strict and missing):
@@ -193,7 +195,9 @@ def read_published(path: str | Path) -> dict[str, Any]:
     )
 
 
-def ema_of_content(content: Mapping[str, Any], cfg: Config | ModelConfig) -> dict[str, torch.Tensor]:
+def ema_of_content(
+    content: Mapping[str, Any], cfg: Config | ModelConfig
+) -> dict[str, torch.Tensor]:
     """The averaged generator in a ``content.pth``, under our names.
 
     The published optimiser numbers parameters in state-dict order and keeps the average beside

@@ -81,10 +81,18 @@ def _run(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 def _run_backward(
-    grad: torch.Tensor, x: torch.Tensor, *args: Any
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    *tensors, groups, _, silu = args
-    grad_x, grad_scale, grad_shift = ref.backward(grad, x, *tensors, groups, silu)
+    grads = ref.backward(grad, x, scale, shift, mean, rstd, groups, silu)
+    grad_x, grad_scale, grad_shift = grads
     return in_order_of(x, grad_x), grad_scale.contiguous(), grad_shift.contiguous()
 
 

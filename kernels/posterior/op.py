@@ -71,7 +71,9 @@ def check_draw(
         raise ValueError(f"{op}: seed must be int64[1], got {seed.dtype} {list(seed.shape)}.")
     for name, value in (("t", t), ("index", index)):
         if value is not None and (value.dtype != torch.int64 or value.shape != (n,)):
-            raise ValueError(f"{op}: {name} must be int64 [{n}], got {value.dtype} {list(value.shape)}.")
+            raise ValueError(
+                f"{op}: {name} must be int64 [{n}], got {value.dtype} {list(value.shape)}."
+            )
 
 
 def _fake(x0: torch.Tensor, x_next: torch.Tensor, *_: Any) -> torch.Tensor:

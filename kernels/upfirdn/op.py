@@ -66,7 +66,9 @@ def upfirdn2d(
 def _pair(value: int | Sequence[int], name: str) -> list[int]:
     pair = [value, value] if isinstance(value, int) else list(value)
     if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"upfirdn2d: {name} must be a factor of at least 1 or (x, y), got {value}.")
+        raise ValueError(
+            f"upfirdn2d: {name} must be a factor of at least 1 or (x, y), got {value}."
+        )
     return pair
 
 
@@ -76,7 +78,8 @@ def _four(value: int | Sequence[int]) -> list[int]:
         four = four * 2
     if len(four) != 4:
         raise ValueError(
-            f"upfirdn2d: padding must be one number, (before, after) or (x0, x1, y0, y1), got {value}."
+            "upfirdn2d: padding must be one number, (before, after) or (x0, x1, y0, y1), got "
+            f"{value}."
         )
     return four
 
