@@ -190,6 +190,7 @@ def _forward_tables(betas: np.ndarray) -> dict[str, torch.Tensor]:
     # Multiplied one after another in float32, as the published tables were.
     signal_cum = np.cumprod(signal, dtype=np.float32)
     tables = {
+        "betas_full": betas,
         "sigmas": np.sqrt(betas),
         "a_s": signal,
         "a_s_cum": signal_cum,

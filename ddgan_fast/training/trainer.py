@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..config import Config, save_yaml, to_dict, validate
-from ..data import build_dataset
+from ..data import Dataset, build_dataset
 from ..data.device import to_model_input
 from ..data.plan import Plan
 from ..data.torch_loader import Batch, Loader
@@ -63,6 +63,7 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
     validate(cfg)
     began = time.perf_counter()
     run_dir = Path(cfg.run.dir or f"runs/{cfg.preset}")
+    dataset = build_dataset(cfg)  # before anything is written
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(start(device))
         if cfg.run.threads is not None:
@@ -71,7 +72,7 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
         if ranks.rank == 0:
             stack.enter_context(run_state.only_run_in(run_dir))
         stop = stack.enter_context(Preemption())
-        run = Run(cfg, ranks, run_dir, quiet, stack)
+        run = Run(cfg, dataset, ranks, run_dir, quiet, stack)
         run.loop(stop)
         return RunResult(
             run_dir, run.step, run.step >= cfg.run.steps, time.perf_counter() - began
@@ -84,13 +85,14 @@ class Run:
     def __init__(
         self,
         cfg: Config,
+        dataset: Dataset,
         ranks: Ranks,
         run_dir: Path,
         quiet: bool,
         stack: contextlib.ExitStack,
     ) -> None:
         self.cfg, self.ranks, self.run_dir = cfg, ranks, run_dir
-        self.dataset = build_dataset(cfg)
+        self.dataset = dataset
         flip = cfg.data.flip and self.dataset.flips
         self.plan = Plan(
             len(self.dataset), cfg.run.seed, cfg.run.batch_size, cfg.data.mode, flip
