@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .._library import define
+from .._library import define, refuse_tangents
 from ..layout import memory_format
 from ..registry import register_backend
 from . import ref
@@ -60,6 +60,7 @@ def upfirdn2d(
             f"upfirdn2d: {list(x.shape)} with up {up}, down {down}, padding {padding} and "
             f"{list(taps.shape)} taps leaves no output: {height} x {width}."
         )
+    refuse_tangents("upfirdn2d", x)
     return _upfirdn2d(x, taps, up, down, padding, flip, float(gain))
 
 

@@ -84,11 +84,11 @@ def ada_samples(layout):
 
 
 def ada_backward_samples(layout):
-    for x, scale, shift, groups, eps, silu in ada_samples(layout):
-        _, mean, rstd = torch.ops.ddgan_fast.ada_group_norm_silu(
-            x.detach(), scale.detach(), shift.detach(), groups, eps, silu
-        )
-        yield leaf(layout, *x.shape, seed=5), x, scale, shift, mean, rstd, groups, eps, silu
+    x, scale, shift, *rest = next(ada_samples(layout))
+    _, mean, rstd = torch.ops.ddgan_fast.ada_group_norm_silu(
+        x.detach(), scale.detach(), shift.detach(), *rest
+    )
+    yield leaf(layout, *x.shape, seed=5), x, scale, shift, mean, rstd, *rest
 
 
 def posterior_samples(layout):
@@ -231,7 +231,6 @@ def test_gradient_penalty_in_one_graph(name, dynamo):
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.xfail(reason="forward-mode derivatives are silently zero", strict=True)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_forward_mode_is_refused_or_right(name):
     x, v = randn(2, 4, 6, 5), randn(2, 4, 6, 5, seed=1)

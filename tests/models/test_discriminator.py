@@ -204,7 +204,8 @@ def test_second_derivative_of_the_statistic(n):
 
 def test_penalty_in_one_graph():
     """R1 inside the compiled region equals eager; the leaf is made outside."""
-    discriminator, _ = make(KINDS["custom"][0], dtype=torch.float64)
+    kind = {"kind": "custom", "block_mults": (2,), "block_downs": (True,)}
+    discriminator, _ = make(kind)
     x_t, t, x_next = inputs(10)
 
     def loss(x, t, x_next):

@@ -68,7 +68,12 @@ OPTIONS = {
     "ddpm with convolutions at one resolution": {"resblock_type": "ddpm", "ch_mult": (2,)},
     "three resolutions": {"ch_mult": (1, 1, 2), "image_size": 16},
     "28 pixels": {"image_size": 28, "ch_mult": (1, 1, 2), "attn_resolutions": (14,)},
-    "96 pixels": {"image_size": 96, "ch_mult": (1, 1, 1, 1), "attn_resolutions": (12,)},
+    "96 pixels": {
+        "image_size": 96,
+        "num_channels_dae": 4,
+        "ch_mult": (1, 1, 1, 1),
+        "attn_resolutions": (12,),
+    },
     "deep mapping": {"n_mlp": 4},
     "shallow mapping": {"n_mlp": 0},
     "odd embedding": {"num_channels_dae": 20},

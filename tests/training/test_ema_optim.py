@@ -115,9 +115,6 @@ def test_loading_converts_the_type():
     average.update(5)
 
 
-@pytest.mark.xfail(
-    reason="keeps the file's memory order: the fused update falls apart", strict=True
-)
 def test_loading_takes_the_parameters_memory_order():
     net = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
     average = WeightAverage(net, 0.9)
