@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-
 from torch.autograd import forward_ad
 
 from .registry import select
