@@ -34,8 +34,8 @@ CHECKS = {
     "train_tiny": 48,
     "upfirdn2d": 75,
 }
-# One check for each table that the adapter offers, in each of 8 schedules. 414 in all means 13
-# tables; the adapter offers 12.
+# The 144 of "diffusion" count 13 tables, as many as the adapter offers, in each of 8 schedules.
+
 
 def load(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
