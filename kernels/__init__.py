@@ -11,8 +11,10 @@ from .ada_norm.op import ada_group_norm_silu
 from .bias_act.op import bias_leaky_relu, bias_leaky_relu_down
 from .posterior.op import sample_posterior
 from .q_sample.op import q_sample_pair
-from .registry import backend_report, use_backend
+from .registry import backend_report, check_environment, use_backend
 from .upfirdn.op import upfirdn2d
+
+check_environment()
 
 __all__ = [
     "ada_group_norm_silu",

@@ -53,6 +53,8 @@ def define(
     name = schema.split("(", 1)[0]
 
     def run(*args: Any) -> Any:
+        # Public functions check their inputs; a tangent may also come in through a gradient.
+        refuse_tangents(name, *(a for a in args if isinstance(a, torch.Tensor)))
         return select(name, args)(*args)
 
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))

@@ -40,8 +40,10 @@ def _backend_name(value: str, origin: str) -> str:
     return value
 
 
-_forced = _backend_name(os.environ.get("DDGAN_FAST_BACKEND", "auto"), "DDGAN_FAST_BACKEND")
-_forced_per_op: dict[str, str] = {}
+_VARIABLE = "DDGAN_FAST_BACKEND"
+_environment = _backend_name(os.environ.get(_VARIABLE, "auto"), _VARIABLE)
+_environment_per_op: dict[str, str] = {}
+_in_use: str | None = None
 
 
 def register_backend(
@@ -54,9 +56,31 @@ def register_backend(
 ) -> None:
     """Add an implementation of ``op``; its arguments are those of the op's schema."""
     _table.setdefault(op, {})[name] = Backend(run, why_not, accepts)
-    variable = f"DDGAN_FAST_BACKEND_{op.upper()}"
+    variable = f"{_VARIABLE}_{_public_name(op).upper()}"
     if variable in os.environ:
-        _forced_per_op[op] = _backend_name(os.environ[variable], variable)
+        _environment_per_op[op] = _backend_name(os.environ[variable], variable)
+
+
+def _public_name(op: str) -> str:
+    """The op that users call: adjoints follow the choice made for it."""
+    for suffix in ("_grad", "_tangent", "_backward"):
+        op = op.removesuffix(suffix)
+    return op
+
+
+def check_environment() -> None:
+    """Raise ValueError for a per-op variable that names no op; all ops must be registered."""
+    ops = sorted({_public_name(op) for op in _table})
+    for variable in os.environ:
+        if variable.startswith(f"{_VARIABLE}_"):
+            name = variable.removeprefix(f"{_VARIABLE}_").lower()
+            if name not in ops:
+                raise ValueError(f"{variable} names no op: the ops are {', '.join(ops)}.")
+
+
+def _choice(op: str) -> str:
+    """What was asked for: a ``with`` block counts before the op's variable, and that before all."""
+    return _in_use or _environment_per_op.get(op, _environment)
 
 
 def lazy(module: str, function: str) -> Callable[..., Any]:
@@ -74,7 +98,7 @@ def select(op: str, args: Sequence[Any]) -> Callable[..., Any]:
     Raises:
         RuntimeError: a backend was asked for by name and cannot run here.
     """
-    forced = _forced_per_op.get(op, _forced)
+    forced = _choice(op)
     if forced != "auto":
         reason = _why_not(op, forced) or _table[op][forced].accepts(*args)
         if reason:
@@ -106,13 +130,13 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: unknown name.
     """
-    global _forced
-    before = _forced
-    _forced = _backend_name(name, "the backend")
+    global _in_use
+    before = _in_use
+    _in_use = _backend_name(name, "the backend")
     try:
         yield
     finally:
-        _forced = before
+        _in_use = before
 
 
 def backend_report() -> list[dict[str, str | bool]]:
@@ -126,7 +150,7 @@ def backend_report() -> list[dict[str, str | bool]]:
     rows: list[dict[str, str | bool]] = []
     for op in sorted(_table):
         usable = [n for n in BACKENDS if _why_not(op, n) is None]
-        chosen = _forced_per_op.get(op, _forced)
+        chosen = _choice(op)
         if chosen == "auto":
             chosen = usable[0] if has_gpu else "torch"
         for name in BACKENDS:

@@ -52,6 +52,7 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         n_out = n_out or n_in
+        self.number = 0  # set by the network: tells the dropout masks of its blocks apart
         self.resample_by = resample
         self.dropout = dropout
         self.skip_rescale = skip_rescale
@@ -94,7 +95,10 @@ class ResidualBlock(nn.Module):
             h = h + self.time_proj(F.silu(time))[:, :, None, None]
         h = self.norm1(h, latent, silu=True)
         if self.training and self.dropout > 0.0:
-            h = F.dropout(h, self.dropout) if drop is None else drop(h, self.dropout)
+            if drop is None:
+                h = F.dropout(h, self.dropout)
+            else:
+                h = drop(h, self.dropout, self.number)
         return residual(x, self.conv1(h), self.skip_rescale)
 
     def _shortcut(self, x: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,8 @@ def minibatch_stddev(h: torch.Tensor, group: int = 4) -> torch.Tensor:
 
     With g = min(N, group) and N divisible by g, sample i belongs to set i mod (N / g), as
     published. Other batches, for which the published network is undefined, keep that rule with
-    ceil(N / g) sets of unequal size: the last sets miss one sample.
+    ceil(N / g) sets of unequal size, the last of which miss one sample: 5 samples make the sets
+    {0, 2, 4} and {1, 3}.
 
     Args:
         h: [N, C, H, W].

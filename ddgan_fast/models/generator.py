@@ -81,11 +81,13 @@ class Generator(nn.Module):
             self.out_norm = AffineGroupNorm(width)
             self.out_conv = conv(width, cfg.num_channels, scale=0.0)
         self.mapping = LatentMapping(cfg.nz, cfg.z_emb_dim, cfg.n_mlp)
+        blocks = [module for module in self.modules() if isinstance(module, ResidualBlock)]
+        for number, block in enumerate(blocks):
+            block.number = number
         if not cfg.conditional:
             # They exist for the sake of the published format, but nothing flows through them.
-            for module in self.modules():
-                if isinstance(module, ResidualBlock):
-                    module.time_proj.requires_grad_(False)
+            for block in blocks:
+                block.time_proj.requires_grad_(False)
 
     def _block(
         self, n_in: int, n_out: int | None = None, resample: str | None = None

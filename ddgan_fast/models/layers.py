@@ -57,8 +57,8 @@ def conv(n_in: int, n_out: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2
     """Same-size convolution of the generator: fan-average weights, zero bias."""
     layer = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2)
     init_fan_average(layer.weight, scale)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -256,10 +256,8 @@ class DropoutDraws:
     def __init__(self, seed: torch.Tensor, index: torch.Tensor) -> None:
         self.seed = seed
         self.index = index
-        self.layer = 0
 
-    def __call__(self, x: torch.Tensor, probability: float) -> torch.Tensor:
-        """Drop elements of x [N, ...]; each call within one forward pass is another layer."""
-        self.layer += 1
-        keep = philox.uniform(self.seed + self.layer, self.index, x.shape[1:]) >= probability
+    def __call__(self, x: torch.Tensor, probability: float, layer: int) -> torch.Tensor:
+        """Drop elements of x [N, ...]; every layer of a network has its own number."""
+        keep = philox.uniform(self.seed + layer, self.index, x.shape[1:]) >= probability
         return x * keep.to(x.dtype) / (1.0 - probability)

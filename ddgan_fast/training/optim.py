@@ -32,6 +32,8 @@ def make_adam(
         eps: epsilon.
         backend: "fused" (one kernel), "foreach", "loop", or "auto" (fused).
     """
+    if backend not in ("auto", "fused", "foreach", "loop"):
+        raise ValueError(f'backend is {backend!r}: choose "auto", "fused", "foreach" or "loop".')
     options = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
     chosen = "fused" if backend == "auto" else backend
     trainable = [p for p in parameters if p.requires_grad]

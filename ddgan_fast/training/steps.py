@@ -204,7 +204,7 @@ class TrainStep:
         """
         self.discriminator.zero_grad(set_to_none=True)
         collected = []
-        for micro, last in _mark_last(micros):
+        for micro, share, last in _shares(micros):
             x_t, x_next = self._pair(micro)
             with torch.no_grad(), self._autocast():
                 fake_x_t = denoise(self.generator, self.diffusion, x_next, micro.draws)
@@ -213,7 +213,7 @@ class TrainStep:
                     loss, stats = self.d_loss(
                         x_t.requires_grad_(penalize), x_next, micro.draws.t, fake_x_t, penalize
                     )
-                (loss / len(micros)).backward()
+                (loss * share).backward()
             collected.append(stats)
         return _join(collected)
 
@@ -227,12 +227,12 @@ class TrainStep:
         self._train_discriminator(False)
         collected = []
         try:
-            for micro, last in _mark_last(micros):
+            for micro, share, last in _shares(micros):
                 _, x_next = self._pair(micro)
                 with _reduce_only(self.g_loss, last):
                     with self._autocast():
                         loss, stats = self.g_loss(x_next, micro.draws)
-                    (loss / len(micros)).backward()
+                    (loss * share).backward()
                 collected.append(stats)
         finally:
             self._train_discriminator(True)
@@ -254,9 +254,11 @@ class TrainStep:
         )
 
 
-def _mark_last(micros: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
+def _shares(micros: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, float, bool]]:
+    """Each micro-batch with its share of the samples, and whether it is the last."""
+    total = sum(len(micro.draws.t) for micro in micros)
     for i, micro in enumerate(micros):
-        yield micro, i == len(micros) - 1
+        yield micro, len(micro.draws.t) / total, i == len(micros) - 1
 
 
 def _reduce_only(module: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:

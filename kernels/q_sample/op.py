@@ -37,8 +37,8 @@ def q_sample_pair(
         index: int64 [N] global sample positions; default 0..N-1.
 
     Returns:
-        x_t and x_{t+1}, float32 at least: [N, ...] in x0's memory order, or [N, C, H, W] in
-        channels_last order from uint8 images.
+        x_t and x_{t+1}, float32 at least: [N, ...] in x0's memory order, or float32 [N, C, H, W]
+        in channels_last order from uint8 images.
 
     Raises:
         ValueError: neither or both of noise and seed, or shapes that do not fit.

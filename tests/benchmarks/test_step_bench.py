@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from benchmarks import cli, reference_networks, runner
-from benchmarks.agreement import wake
-from benchmarks.reference_recipe import ReferenceRecipe, RestackedAverage
+from ddgan_fast.benchmarks import cli, reference_networks, runner
+from ddgan_fast.benchmarks.agreement import wake
+from ddgan_fast.benchmarks.reference_recipe import ReferenceRecipe, RestackedAverage
 from ddgan_fast.config import from_dict, load_config, save_yaml
 from ddgan_fast.diffusion import Diffusion
 from ddgan_fast.models import build_discriminator, build_generator
@@ -163,6 +163,14 @@ def test_step_writes_a_row_per_provider(tiny, tmp_path, capsys):
     expected = rows[1]["ms_p50"] / rows[0]["ms_p50"]
     assert rows[0]["speedup"]["reference"]["p50"] == pytest.approx(expected, rel=1e-3)
     assert "times as fast as reference" in capsys.readouterr().out
+
+
+def test_half_precision_may_be_as_far_off_as_plain_torch(tmp_path, capsys):
+    path = tmp_path / "half.yaml"
+    save_yaml(from_dict(TINY | {"run": {"precision": "bf16"}}), path)
+    arguments = ["step", "--preset", str(path), "--batch", "4", "--device", "cpu", "--steps", "1"]
+    assert cli.main([*arguments, "--warmup", "0", "--baseline", "reference"]) == 0
+    assert "bf16" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("case", ["step", "sample"])

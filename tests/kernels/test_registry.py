@@ -27,8 +27,8 @@ def fake_backend(monkeypatch):
     settings = {"why_not": None, "accepts": None}
     table = {op: dict(backends) for op, backends in registry._table.items()}
     monkeypatch.setattr(registry, "_table", table)
-    monkeypatch.setattr(registry, "_forced", "auto")
-    monkeypatch.setattr(registry, "_forced_per_op", {})
+    monkeypatch.setattr(registry, "_environment", "auto")
+    monkeypatch.setattr(registry, "_environment_per_op", {})
     registry.register_backend(
         "bias_leaky_relu",
         "triton",
@@ -169,3 +169,38 @@ def test_an_unknown_name_in_the_environment_is_refused(variable, monkeypatch):
     with pytest.raises(ValueError, match=f"{variable} is 'metal': choose one of auto, cuda"):
         spec.loader.exec_module(copy)
         copy.register_backend("upfirdn2d", "torch", lambda: None)
+
+
+def run_with(**variables):
+    program = (
+        "import torch\n"
+        "from ddgan_fast.kernels import bias_leaky_relu, use_backend\n"
+        "x = torch.ones(1, 2, requires_grad=True)\n"
+        "def attempt(f):\n"
+        "    try:\n"
+        "        f(); print('ran')\n"
+        "    except RuntimeError:\n"
+        "        print('refused')\n"
+        "attempt(lambda: bias_leaky_relu(x))\n"
+        "with use_backend('torch'):\n"
+        "    attempt(lambda: bias_leaky_relu(x))\n"
+        "    y = bias_leaky_relu(x)\n"
+        "attempt(lambda: y.sum().backward())\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_an_ops_variable_covers_its_adjoint_and_yields_to_a_with_block():
+    done = run_with(DDGAN_FAST_BACKEND_BIAS_LEAKY_RELU="cuda")
+    assert done.stdout.split() == ["refused", "ran", "refused"], done.stderr
+
+
+def test_a_variable_of_no_op_is_refused():
+    done = run_with(DDGAN_FAST_BACKEND_UPFIRDN="torch")
+    assert done.returncode != 0
+    assert "DDGAN_FAST_BACKEND_UPFIRDN names no op: the ops are ada_group_norm_silu" in done.stderr

@@ -248,7 +248,8 @@ def test_dropout_in_evaluation_and_without_draws():
 def test_dropout_masks_keep_the_mean_and_differ_by_layer():
     draws = drop(5, torch.arange(50))
     x = torch.ones(50, 8, 16, 16)
-    first, second = draws(x, 0.25), draws(x, 0.25)
+    first, second = draws(x, 0.25, 0), draws(x, 0.25, 1)
+    assert torch.equal(first, draws(x, 0.25, 0))
     for y in (first, second):
         # Kept values are scaled by exactly 4/3; 102,400 of them: 5 standard deviations.
         assert y.unique().tolist() == [0.0, pytest.approx(4 / 3)]

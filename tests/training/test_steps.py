@@ -22,6 +22,7 @@ from torch import nn
 
 from ddgan_fast.kernels import philox
 from ddgan_fast.models.layers import DropoutDraws
+from ddgan_fast.training import steps
 from ddgan_fast.training.steps import (
     DRAWS_PER_STEP,
     Draws,
@@ -336,3 +337,13 @@ def test_no_two_draws_of_neighbouring_steps_share_a_key():
             keys += [draws.pair_seed.item(), draws.posterior_seed.item()]
             keys += [drop + layer for layer in range(1, 100)]
     assert len(set(keys)) == len(keys)
+
+
+def test_micro_batches_of_unequal_size_count_by_their_samples():
+    shares = [share for _, share, _ in steps._shares([micro_of(6), micro_of(2)])]
+    assert shares == [0.75, 0.25]
+
+
+def micro_of(n):
+    t = torch.zeros(n, dtype=torch.int64)
+    return steps.MicroBatch(torch.zeros(n, 1), None, steps.Draws(t=t, z=torch.zeros(n, 1)))
