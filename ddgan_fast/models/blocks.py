@@ -95,10 +95,7 @@ class ResidualBlock(nn.Module):
             h = h + self.time_proj(F.silu(time))[:, :, None, None]
         h = self.norm1(h, latent, silu=True)
         if self.training and self.dropout > 0.0:
-            if drop is None:
-                h = F.dropout(h, self.dropout)
-            else:
-                h = drop(h, self.dropout, self.number)
+            h = F.dropout(h, self.dropout) if drop is None else drop(h, self.dropout, self.number)
         return residual(x, self.conv1(h), self.skip_rescale)
 
     def _shortcut(self, x: torch.Tensor) -> torch.Tensor:

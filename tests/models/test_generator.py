@@ -256,7 +256,7 @@ def test_dropout_masks_keep_the_mean_and_differ_by_layer():
         assert abs((y == 0).double().mean() - 0.25) < 5 * math.sqrt(0.1875 / y.numel())
     both = ((first == 0) & (second == 0)).double().mean()
     assert abs(both - 0.0625) < 0.005
-    words = philox.uniform(torch.tensor([6]), torch.arange(50), (8, 16, 16))
+    words = philox.uniform(torch.tensor([5]), torch.arange(50), (8, 16, 16))
     assert torch.equal(first == 0, words < 0.25)
 
 
