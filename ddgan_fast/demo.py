@@ -44,12 +44,16 @@ def main(argv: Sequence[str]) -> int:
         raise RuntimeError(
             f'the demo needs {" and ".join(missing)}: pip install "ddgan_fast[demo]".'
         )
+    import torch
+
     from .config import load_config
     from .training.trainer import train
 
     options = {"dir": arguments.dir, "steps": arguments.steps, "seed": arguments.seed}
     given = {f"run.{name}": value for name, value in options.items() if value is not None}
     cfg = load_config(PRESET, given)
+    if cfg.run.threads is not None:  # for the judging that follows, too
+        torch.set_num_threads(cfg.run.threads)
     result = train(cfg, device=arguments.device)
     if result.finished:
         print(report(cfg, result.run_dir))
@@ -122,11 +126,10 @@ def _scores(judge: DigitJudge, images: np.ndarray) -> DigitScores:
 
 
 def _program() -> str:
-    """How to call this program again: by its name only where that finds it."""
-    called = Path(sys.argv[0])
+    """How to call this program again: by its bare name only where the shell finds this one."""
+    called, found = Path(sys.argv[0]), shutil.which("ddgan-fast")
     if called.name == "__main__.py":
         return f"{shlex.quote(sys.executable)} -m ddgan_fast"
-    found = shutil.which("ddgan-fast")
-    if found is None or called.name != "ddgan-fast":
-        return "ddgan-fast" if called.name != "ddgan-fast" else shlex.quote(str(called))
-    return "ddgan-fast" if Path(found).samefile(called) else shlex.quote(str(called))
+    if called.name != "ddgan-fast" or (found and Path(found).samefile(called)):
+        return "ddgan-fast"
+    return shlex.quote(str(called))
