@@ -19,6 +19,13 @@ DD_HD int64_t offset_of(const Batch& b, int64_t n, int64_t e) {
   return base + static_cast<int64_t>(pixel) * b.c + static_cast<int64_t>(channel);
 }
 
+// A step outside the table gives NaN: the device cannot raise, and nothing else would be seen.
+template <int Columns>
+DD_HD void table_row(const float* tables, int64_t step, int64_t rows, float (&out)[Columns]) {
+  for (int i = 0; i < Columns; ++i)
+    out[i] = step >= 0 && step < rows ? tables[step * Columns + i] : NAN;
+}
+
 struct PhiloxArgs {
   Draw draw;
   int64_t n, blocks;
@@ -53,7 +60,8 @@ struct Posterior {
   DD_HD void operator()(int64_t n, int64_t block) const {
     float four[4] = {0, 0, 0, 0};
     if (noise.data == nullptr) draw(n, block, 0, four);
-    const float* row = tables + clamp_row(t[n], rows) * 3;
+    float row[3];
+    table_row(tables, t[n], rows, row);
     const A a = row[0], b = row[1], std = row[2];
     const int64_t elements = shape.c * shape.space;
     for (int i = 0; i < 4; ++i) {
@@ -65,11 +73,6 @@ struct Posterior {
                      load_any<A>(x_next.data, x_next.dtype, at) * b;
       out[at] = mean + z * std;
     }
-  }
-
-  // A step outside the table reads its nearest row: no stray memory access on the device.
-  static DD_HD int64_t clamp_row(int64_t row, int64_t rows) {
-    return row < 0 ? 0 : row >= rows ? rows - 1 : row;
   }
 };
 
@@ -110,7 +113,8 @@ struct QSamplePair {
       draw(n, block, 0, next);
       draw(n, block, 1, now);
     }
-    const float* row = tables + Posterior<A>::clamp_row(t[n], rows) * 4;
+    float row[4];
+    table_row(tables, t[n], rows, row);
     const A signal = row[0], sigma = row[1], signal_next = row[2], sigma_next = row[3];
     const int64_t elements = shape.c * shape.space;
     for (int i = 0; i < 4; ++i) {

@@ -90,6 +90,7 @@ void for_dtype(const char* op, Dtype dtype, const F& f) {
 
 // Whether the elements lie densely in the order that `dims` names, outermost first.
 bool dense(const Tensor& t, const std::vector<int64_t>& dims) {
+  if (t.numel() == 0) return true;
   int64_t step = 1;
   for (size_t i = dims.size(); i-- > 0;) {
     if (t.size(dims[i]) != 1 && t.stride(dims[i]) != step) return false;
@@ -203,9 +204,8 @@ void run_fir(const char* op, const Tensor& x, const Optional& other, const Optio
           "up and down must be at least 1.");
   const int kh = static_cast<int>(taps.size(0)), kw = static_cast<int>(taps.size(taps.dim() - 1));
   require(kh > 0 && kw > 0, op, "taps must not be empty.");
-  const Batch in = batch_of(op, x);
+  Batch order = batch_of(op, x);
   // One pixel lies alike in both orders; the result does not, and is NCHW by convention.
-  Batch order = in;
   order.channels_last = !dense_in_order(x, false);
   const int64_t h = (x.size(2) * up[1] + padding[2] + padding[3] - kh) / down[1] + 1;
   const int64_t w = (x.size(3) * up[0] + padding[0] + padding[1] - kw) / down[0] + 1;
@@ -425,6 +425,11 @@ int64_t table_rows(const char* op, const Tensor& t, const Tensor& tables, int64_
   require(tables.dim() == 2 && tables.size(1) == columns && tables.size(0) > 0 &&
               tables.scalar_type() == ScalarType::Float && tables.is_contiguous(),
           op, "tables must be contiguous float32 [T, ", columns, "], got ", shape(tables), ".");
+  for (int64_t i = 0; t.is_cpu() && i < n; ++i) {
+    const int64_t step = pointer<int64_t>(t)[i];
+    require(step >= 0 && step < tables.size(0), op, "t is ", step, " at sample ", i,
+            ", and the tables have ", tables.size(0), " rows.");
+  }
   return tables.size(0);
 }
 

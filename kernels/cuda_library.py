@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def register(name: str, folder: str, function: str) -> None:
 def why_not() -> str | None:
     """None when the CUDA kernels are loaded, else the reason; the first call may compile them."""
     global _asked, _reason
-    if _on_cpu or _asked:
+    if _on_cpu:
+        return None
+    if _asked:
         return _reason
     with _lock:
         if not _asked:
@@ -51,23 +54,28 @@ def accepts(*args: Any) -> str | None:
     return None
 
 
-def load_for_cpu() -> Path:
-    """Let ``use_backend("cuda")`` run the library's plain CPU loops on CPU tensors.
+@contextmanager
+def cpu_loops() -> Iterator[Path]:
+    """Let ``use_backend("cuda")`` run the library's plain loops on CPU tensors inside the block.
 
-    For tests: the loops and the CUDA kernels are the same functions.
+    For tests: the loops and the CUDA kernels are the same functions. Without a CUDA device the
+    library is built without nvcc.
 
-    Returns:
-        The library; built without nvcc where there is no CUDA device.
+    Yields:
+        The library.
 
     Raises:
         BuildError: it cannot be built.
     """
-    global _on_cpu, _reason
+    global _on_cpu
     if not torch.cuda.is_available() or why_not() is not None:
         load(_build.build(host_only=True))
-    _on_cpu, _reason = True, None
     assert _loaded is not None
-    return _loaded
+    _on_cpu = True
+    try:
+        yield _loaded
+    finally:
+        _on_cpu = False
 
 
 def load(path: Path) -> None:

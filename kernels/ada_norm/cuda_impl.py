@@ -52,7 +52,7 @@ def backward(
         return in_order_of(x, grad_x), torch.zeros_like(scale), torch.zeros_like(shift)
     grad_scale, grad_shift = torch.empty_like(scale), torch.empty_like(shift)
     means = workspace.new_empty((x.shape[0], groups, 2))
-    mean, rstd = mean.contiguous(), rstd.contiguous()
+    mean, rstd = (v.to(workspace.dtype).contiguous() for v in (mean, rstd))
     op("ada_group_norm_silu_backward")(
         grad, dense, scale, shift, mean, rstd, groups, silu, workspace, means, grad_x, grad_scale,
         grad_shift,
