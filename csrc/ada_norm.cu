@@ -18,7 +18,7 @@ __device__ __forceinline__ A warp_sum(A value) {
 // channels_last: a block takes one chunk of pixels and up to kTile channel vectors; its threads
 // form rows of `tile` vectors, whose sums meet in shared memory in a fixed order.
 template <typename T, int V, bool Backward>
-__global__ void __launch_bounds__(kThreads) sum_pixels(NormArgs<T> a, int tile, int64_t tiles) {
+__global__ void __launch_bounds__(kThreads, 2) sum_pixels(NormArgs<T> a, int tile, int64_t tiles) {
   using A = wide_t<T>;
   __shared__ A sums[2 * V * kThreads];
   const int lane = threadIdx.x % tile, row = threadIdx.x / tile, rows = kThreads / tile;
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) sum_pixels(NormArgs<T> a, int tile, 
 
 // NCHW: a warp takes one chunk of one channel.
 template <typename T, int V, bool Backward>
-__global__ void __launch_bounds__(kThreads) sum_plane(NormArgs<T> a, uint64_t warps) {
+__global__ void __launch_bounds__(kThreads, 2) sum_plane(NormArgs<T> a, uint64_t warps) {
   using A = wide_t<T>;
   const uint64_t warp = thread_number() / 32;
   const int lane = threadIdx.x % 32;
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads) sum_plane(NormArgs<T> a, uint64_t wa
 
 // A warp for each group of each sample.
 template <typename T, bool Backward>
-__global__ void __launch_bounds__(kThreads) reduce_groups(NormArgs<T> a, int64_t chunk_values) {
+__global__ void __launch_bounds__(kThreads, 2) reduce_groups(NormArgs<T> a, int64_t chunk_values) {
   using A = wide_t<T>;
   const uint64_t warp = thread_number() / 32;
   const int lane = threadIdx.x % 32;

@@ -7,7 +7,7 @@
 namespace dd {
 
 template <typename Job>
-__global__ void __launch_bounds__(kThreads) per_block_of_four(Job job, uint64_t n, uint64_t blocks) {
+__global__ void __launch_bounds__(kThreads, 2) per_block_of_four(Job job, uint64_t n, uint64_t blocks) {
   uint64_t sample, block;
   divide(thread_number(), blocks, sample, block);
   if (sample < n) job(static_cast<int64_t>(sample), static_cast<int64_t>(block));

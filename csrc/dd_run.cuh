@@ -6,7 +6,7 @@
 namespace dd {
 
 template <typename Kernel>
-__global__ void __launch_bounds__(kThreads) each_job(Kernel kernel, uint64_t jobs) {
+__global__ void __launch_bounds__(kThreads, 2) each_job(Kernel kernel, uint64_t jobs) {
   const uint64_t t = thread_number();
   if (t < jobs) kernel(t);
 }
