@@ -22,6 +22,7 @@ struct FirArgs {
   T* y;
   const wide_t<T>* taps;  // [kw] if separable, else [kh, kw]
   wide_t<T> gain, slope;
+  wide_t<T> half_sum, half_difference;  // (1 + slope) / 2, (1 - slope) / 2
   int kh, kw;
   bool separable, flip;
   Batch in;  // of x: n, c, in_h * in_w
@@ -46,7 +47,12 @@ DD_HD void load_input(const FirArgs<T>& a, int64_t at, const wide_t<T> (&bias)[V
   load_pack<T, V>(a.x + at, out);
   if constexpr (M == Mode::act) {
     DD_UNROLL
-    for (int v = 0; v < V; ++v) out[v] = leaky<A>(out[v] + bias[v], a.slope);
+    for (int v = 0; v < V; ++v) {
+      const A value = out[v] + bias[v];
+      // For half precision two operations without a comparison; they round in the 24th bit.
+      out[v] = sizeof(T) == 2 ? a.half_sum * value + a.half_difference * fabs(value)
+                              : leaky<A>(value, a.slope);
+    }
   }
   if constexpr (M == Mode::tangent) {
     A pre[V];
@@ -131,80 +137,99 @@ struct Strip {
   }
 };
 
-// Four separable taps, every second sample kept. Each row is filtered once, along x, and enters
-// the sums of two output rows.
-template <typename T, int V, Mode M>
+// Four separable taps, every second sample kept; a thread makes C neighbouring columns. Each row
+// is filtered once, along x, and enters the sums of two output rows.
+template <typename T, int V, Mode M, int C>
 struct FirDown2 {
   using A = wide_t<T>;
+  static constexpr int L = 2 * C + 2;  // input columns
   FirArgs<T> a;
   int64_t rows;
 
   DD_HD uint64_t strips() const { return ceil_div(a.out_h, rows); }
-  DD_HD uint64_t columns() const { return a.out_w; }
+  DD_HD uint64_t columns() const { return ceil_div(a.out_w, C); }
   DD_HD uint64_t jobs() const {
     return a.in.planes() * strips() * columns() * (a.in.pixel() / V);
   }
 
   DD_HD void operator()(uint64_t t) const {
-    Strip<T, V> s(a, t, columns(), strips());
+    const Strip<T, V> s(a, t, columns(), strips());
     const int64_t pixel = a.in.pixel();
     A bias[V];
     if constexpr (M != Mode::plain) a.bias.template load<A, V>(a.in, s.plane, s.channel, bias);
 
-    const int64_t ix = 2 * static_cast<int64_t>(s.column) - a.pad_x;
-    bool inside[4];
+    const int64_t ox = static_cast<int64_t>(s.column) * C, ix = 2 * ox - a.pad_x;
+    int32_t at[L];
+    A w[C][4];
     DD_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      inside[i] = ix + i >= 0 && ix + i < a.in_w;
-      if (!inside[i]) s.wx[i] = A(0);
+    for (int l = 0; l < L; ++l) {
+      // Columns outside are read inside, and count nothing.
+      const int64_t x = ix + l < 0 ? 0 : ix + l >= a.in_w ? a.in_w - 1 : ix + l;
+      at[l] = static_cast<int32_t>(x * pixel);
+    }
+    DD_UNROLL
+    for (int c = 0; c < C; ++c) {
+      DD_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int64_t x = ix + 2 * c + i;
+        w[c][i] = x >= 0 && x < a.in_w ? s.wx[i] : A(0);
+      }
     }
     const int64_t base = static_cast<int64_t>(s.plane) * a.in_h * a.in_w * pixel + s.channel;
     const int64_t first = static_cast<int64_t>(s.strip) * rows;
     const int64_t end = first + rows < a.out_h ? first + rows : a.out_h;
     int64_t iy = 2 * first - a.pad_y;
-    A low[V], high[V], sum[V], out[V];
-    row(base, ix, iy, inside, s, bias, low);
-    row(base, ix, iy + 1, inside, s, bias, high);
-    combine(s.wy[0], low, s.wy[1], high, sum);
-    int64_t at = ((static_cast<int64_t>(s.plane) * a.out_h + first) * a.out_w + s.column) * pixel +
+    A sum[C][V], next[C][V];
+    clear(sum);
+    clear(next);
+    add_row(base, iy, at, w, bias, s.wy[0], sum, A(0), next);
+    add_row(base, iy + 1, at, w, bias, s.wy[1], sum, A(0), next);
+    int64_t to = ((static_cast<int64_t>(s.plane) * a.out_h + first) * a.out_w + ox) * pixel +
                  s.channel;
     for (int64_t oy = first; oy < end; ++oy) {
       iy += 2;
-      row(base, ix, iy, inside, s, bias, low);
-      row(base, ix, iy + 1, inside, s, bias, high);
-      combine(s.wy[2], low, s.wy[3], high, out);
+      clear(next);
+      add_row(base, iy, at, w, bias, s.wy[2], sum, s.wy[0], next);
+      add_row(base, iy + 1, at, w, bias, s.wy[3], sum, s.wy[1], next);
       DD_UNROLL
-      for (int v = 0; v < V; ++v) out[v] += sum[v];
-      combine(s.wy[0], low, s.wy[1], high, sum);
-      store_pack<T, V>(a.y + at, out);
-      at += a.out_w * pixel;
+      for (int c = 0; c < C; ++c)
+        if (c == 0 || ox + c < a.out_w) store_pack<T, V>(a.y + to + c * pixel, sum[c]);
+      DD_UNROLL
+      for (int c = 0; c < C; ++c) {
+        DD_UNROLL
+        for (int v = 0; v < V; ++v) sum[c][v] = next[c][v];
+      }
+      to += a.out_w * pixel;
     }
   }
 
-  static DD_HD void combine(A wa, const A (&x)[V], A wb, const A (&y)[V], A (&out)[V]) {
+  static DD_HD void clear(A (&sum)[C][V]) {
     DD_UNROLL
-    for (int v = 0; v < V; ++v) out[v] = wa * x[v] + wb * y[v];
+    for (int c = 0; c < C; ++c) {
+      DD_UNROLL
+      for (int v = 0; v < V; ++v) sum[c][v] = A(0);
+    }
   }
 
-  DD_HD void row(int64_t base, int64_t ix, int64_t iy, const bool (&inside)[4],
-                 const Strip<T, V>& s, const A (&bias)[V], A (&out)[V]) const {
-    DD_UNROLL
-    for (int v = 0; v < V; ++v) out[v] = A(0);
+  // Adds the filtered input row to the sums of the two output rows that it enters.
+  DD_HD void add_row(int64_t base, int64_t iy, const int32_t (&at)[L], const A (&w)[C][4],
+                     const A (&bias)[V], A wa, A (&sum)[C][V], A wb, A (&next)[C][V]) const {
     if (iy < 0 || iy >= a.in_h) return;
-    const int64_t pixel = a.in.pixel(), start = base + (iy * a.in_w + ix) * pixel;
-    A in[4][V];
+    const int64_t line = base + iy * a.in_w * a.in.pixel();
+    A in[L][V];
     DD_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if (inside[i]) {
-        load_input<T, V, M>(a, start + i * pixel, bias, in[i]);
-      } else {
-        for (int v = 0; v < V; ++v) in[i][v] = A(0);
+    for (int l = 0; l < L; ++l) load_input<T, V, M>(a, line + at[l], bias, in[l]);
+    DD_UNROLL
+    for (int c = 0; c < C; ++c) {
+      DD_UNROLL
+      for (int v = 0; v < V; ++v) {
+        A h = w[c][0] * in[2 * c][v];
+        DD_UNROLL
+        for (int i = 1; i < 4; ++i) h += w[c][i] * in[2 * c + i][v];
+        sum[c][v] += wa * h;
+        next[c][v] += wb * h;
       }
     }
-    DD_UNROLL
-    for (int i = 0; i < 4; ++i)
-      DD_UNROLL
-      for (int v = 0; v < V; ++v) out[v] += s.wx[i] * in[i][v];
   }
 };
 
@@ -288,12 +313,18 @@ void choose_fir(const FirArgs<T>& a, bool aligned, const Run& run) {
   constexpr int full = kFullVector<T>;
   const bool vectors = a.in.channels_last && a.in.c % full == 0 && aligned;
   const bool four = a.separable && a.kw == 4 && a.up_x == a.up_y && a.down_x == a.down_y;
+  const int64_t line = a.in_w * a.in.pixel();
+  const bool some = a.in_h > 0 && line > 0 && line <= INT32_MAX;
   if constexpr (!std::is_same_v<T, double>) {
     if constexpr (M != Mode::masked) {
-      if (four && a.up_x == 1 && a.down_x == 2) {
-        const int64_t columns = a.in.planes() * a.out_w * (a.in.pixel() / (vectors ? full : 1));
+      if (four && a.up_x == 1 && a.down_x == 2 && some) {
+        // Two inputs for each column: one column is what fits into the registers.
+        constexpr int C = M == Mode::tangent ? 1 : 2;
+        const int64_t columns =
+            a.in.planes() * ceil_div(a.out_w, C) * (a.in.pixel() / (vectors ? full : 1));
         const int64_t rows = run.strip(columns, a.out_h);
-        return vectors ? run(FirDown2<T, full, M>{a, rows}) : run(FirDown2<T, 1, M>{a, rows});
+        return vectors ? run(FirDown2<T, full, M, C>{a, rows})
+                       : run(FirDown2<T, 1, M, C>{a, rows});
       }
     }
     if constexpr (M == Mode::plain || M == Mode::masked) {

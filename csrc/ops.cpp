@@ -238,6 +238,8 @@ void run_fir(const char* op, const Tensor& x, const Optional& other, const Optio
     a.taps = pointer<A>(taps);
     a.gain = static_cast<A>(gain);
     a.slope = static_cast<A>(slope);
+    a.half_sum = static_cast<A>((1 + slope) / 2);
+    a.half_difference = static_cast<A>((1 - slope) / 2);
     a.kh = kh;
     a.kw = kw;
     a.separable = taps.dim() == 1;
