@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <stdexcept>
 #include <type_traits>
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -89,58 +90,81 @@ struct alignas(sizeof(T) * V) Pack {
 template <typename T>
 constexpr int kFullVector = 16 / static_cast<int>(sizeof(T));
 
-template <typename T, int V, typename A>
-DD_HD void load_pack(const T* at, A (&out)[V]) {
-#ifdef __CUDA_ARCH__
-  if constexpr (sizeof(T) * V == 16) {
-    const uint4 raw = __ldg(reinterpret_cast<const uint4*>(at));
-    if constexpr (sizeof(T) == 2) {
-      const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-      DD_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        if constexpr (std::is_same_v<T, bf16>) {
-          // bfloat16 is the upper half of a float32.
-          out[2 * i] = __uint_as_float(words[i] << 16);
-          out[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
-        } else {
-          const float2 pair = __half22float2(reinterpret_cast<const __half2&>(words[i]));
-          out[2 * i] = pair.x;
-          out[2 * i + 1] = pair.y;
-        }
+#ifdef __CUDACC__
+template <typename T, int V>
+__device__ __forceinline__ void load_16_bytes(const T* at, wide_t<T> (&out)[V]) {
+  const uint4 raw = __ldg(reinterpret_cast<const uint4*>(at));
+  if constexpr (sizeof(T) == 2) {
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+    DD_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (std::is_same_v<T, bf16>) {
+        // bfloat16 is the upper half of a float32.
+        out[2 * i] = __uint_as_float(words[i] << 16);
+        out[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
+      } else {
+        const float2 pair = __half22float2(reinterpret_cast<const __half2&>(words[i]));
+        out[2 * i] = pair.x;
+        out[2 * i + 1] = pair.y;
       }
-      return;
     }
+  } else {
     const auto& values = reinterpret_cast<const Pack<T, V>&>(raw);
     DD_UNROLL
-    for (int i = 0; i < V; ++i) out[i] = widen<A>(values.v[i]);
-    return;
+    for (int i = 0; i < V; ++i) out[i] = values.v[i];
   }
+}
+
+template <typename T>
+__device__ __forceinline__ void store_halves(T* at, const float (&value)[8]) {
+  uint32_t words[4];
+  DD_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(value[2 * i], value[2 * i + 1]);
+      words[i] = reinterpret_cast<const uint32_t&>(pair);
+    } else {
+      const __half2 pair = __floats2half2_rn(value[2 * i], value[2 * i + 1]);
+      words[i] = reinterpret_cast<const uint32_t&>(pair);
+    }
+  }
+  *reinterpret_cast<uint4*>(at) = make_uint4(words[0], words[1], words[2], words[3]);
+}
 #endif
-  for (int i = 0; i < V; ++i) out[i] = widen<A>(at[i]);
+
+// The host could read a vector anywhere; the device cannot, and the host's loops stand in for it.
+template <typename T, int V>
+DD_HD void check_aligned(const T* at) {
+#ifndef __CUDA_ARCH__
+  if (reinterpret_cast<uintptr_t>(at) % (sizeof(T) * V))
+    throw std::logic_error("a vector is read or written across its natural border.");
+#endif
+}
+
+template <typename T, int V, typename A>
+DD_HD void load_pack(const T* at, A (&out)[V]) {
+  check_aligned<T, V>(at);
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) * V == 16)
+    load_16_bytes<T, V>(at, out);
+  else
+#endif
+    for (int i = 0; i < V; ++i) out[i] = widen<A>(at[i]);
 }
 
 template <typename T, int V, typename A>
 DD_HD void store_pack(T* at, const A (&value)[V]) {
+  check_aligned<T, V>(at);
 #ifdef __CUDA_ARCH__
   if constexpr (sizeof(T) == 2 && V == 8) {
-    uint32_t words[4];
-    DD_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (std::is_same_v<T, bf16>) {
-        const __nv_bfloat162 pair = __floats2bfloat162_rn(value[2 * i], value[2 * i + 1]);
-        words[i] = reinterpret_cast<const uint32_t&>(pair);
-      } else {
-        const __half2 pair = __floats2half2_rn(value[2 * i], value[2 * i + 1]);
-        words[i] = reinterpret_cast<const uint32_t&>(pair);
-      }
-    }
-    *reinterpret_cast<uint4*>(at) = make_uint4(words[0], words[1], words[2], words[3]);
-    return;
-  }
+    store_halves(at, value);
+  } else
 #endif
-  Pack<T, V> values;
-  for (int i = 0; i < V; ++i) values.v[i] = static_cast<T>(value[i]);
-  *reinterpret_cast<Pack<T, V>*>(at) = values;
+  {
+    Pack<T, V> values;
+    for (int i = 0; i < V; ++i) values.v[i] = static_cast<T>(value[i]);
+    *reinterpret_cast<Pack<T, V>*>(at) = values;
+  }
 }
 
 DD_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

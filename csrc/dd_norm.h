@@ -249,6 +249,8 @@ struct NormApply {
       divide(t, threads(), lane, item);
       divide(lane, a.shape.c, n, lane);
     }
+    // Backwards: the samples that were summed last are still in the cache.
+    n = static_cast<uint64_t>(a.shape.n) - 1 - n;
     const int64_t channel = static_cast<int64_t>(lane) * W::kChannels;
     const Affine<T, V, ChannelsLast> affine(a, n, channel);
     const int64_t start = W::start(a.shape, n, channel), step = W::step(a.shape);
