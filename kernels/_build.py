@@ -26,7 +26,9 @@ TORCH_TARGET = "0x020b000000000000"
 """The oldest torch that the library loads into: 2.11."""
 
 _SUFFIXES = (".cpp", ".cu", ".h", ".cuh")
-_HOST_FLAGS = ("-std=c++17", "-fPIC", "-Wall", "-Wno-unknown-pragmas")
+_HOST_FLAGS = (
+    "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas",
+)
 # Products and sums round separately on the host, as torch's do.
 _HOST_ONLY_FLAGS = ("-O2", "-ffp-contract=off")
 _CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "--extended-lambda", "-Xptxas", "-v")
