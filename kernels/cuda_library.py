@@ -68,7 +68,8 @@ def cpu_loops() -> Iterator[Path]:
         BuildError: it cannot be built.
     """
     global _on_cpu
-    if not torch.cuda.is_available() or why_not() is not None:
+    usable = torch.cuda.is_available() and why_not() is None
+    if not usable and _loaded is None:
         load(_build.build(host_only=True))
     assert _loaded is not None
     _on_cpu = True

@@ -44,7 +44,8 @@ ELSEWHERE = {
 @pytest.fixture(autouse=True)
 def loops(tmp_path_factory, monkeypatch):
     """Backend "cuda" on CPU tensors; the library is built once for all test processes."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp().parent))
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp().parent))
     with cuda_library.cpu_loops() as library, use_backend("cuda"):
         yield library
 
