@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .._library import define, refuse_tangents
+from ..cuda_library import register as register_cuda
 from ..layout import in_order_of
 from ..registry import register_backend
 from . import ref
@@ -149,3 +150,5 @@ _forward = define(
 
 register_backend("ada_group_norm_silu", "torch", _run)
 register_backend("ada_group_norm_silu_backward", "torch", _run_backward)
+register_cuda("ada_group_norm_silu", "ada_norm", "forward")
+register_cuda("ada_group_norm_silu_backward", "ada_norm", "backward")

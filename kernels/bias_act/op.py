@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .._library import define, refuse_tangents
+from ..cuda_library import register as register_cuda
 from ..layout import in_order_of, memory_format
 from ..registry import register_backend
 from ..upfirdn.op import output_size
@@ -240,3 +241,5 @@ for _name, _function in (
     ("bias_leaky_relu_down_tangent", _run_tangent),
 ):
     register_backend(_name, "torch", _function)
+for _name in ("", "_grad", "_down", "_down_grad", "_down_tangent"):
+    register_cuda(f"bias_leaky_relu{_name}", "bias_act", f"bias_leaky_relu{_name}")

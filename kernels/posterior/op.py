@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .._library import define, refuse_tangents
+from ..cuda_library import register as register_cuda
 from ..layout import in_order_of
 from ..registry import register_backend
 from . import ref
@@ -115,3 +116,4 @@ _sample_posterior = define(
     backward=_backward,
 )
 register_backend("sample_posterior", "torch", _run)
+register_cuda("sample_posterior", "posterior", "sample_posterior")
