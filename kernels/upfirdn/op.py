@@ -10,6 +10,7 @@ import torch
 from .._library import define
 from ..layout import memory_format
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from . import ref
 
 
@@ -141,3 +142,4 @@ _upfirdn2d = define(
     backward=_backward,
 )
 register_backend("upfirdn2d", "torch", _run)
+register_triton("upfirdn2d", "upfirdn.triton_impl")
