@@ -124,3 +124,8 @@ def cdiv(a: int, b: int) -> int:
 def strides(x: torch.Tensor, order: Sequence[int]) -> list[int]:
     """Strides of x along the axes ``order``; 0 along axes of size 1."""
     return [x.stride(axis) for axis in order]
+
+
+def flat_block(count: int) -> int:
+    """Elements per program of a kernel that takes its tensors as one row of numbers."""
+    return min(power_of_2(count), _INTERPRETER_BLOCK if INTERPRET else 4096)

@@ -1,0 +1,135 @@
+"""Compiles the Triton kernels of one call of an op to machine code, without a GPU, and counts.
+
+The op's own launch code runs on meta tensors, so tiles and specialisations are those of a real
+launch; only the launch itself is left out. Must run in a process of its own: a stand-in takes
+the place of Triton's driver.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+_BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);")
+
+
+class _Driver:
+    """What Triton asks of a driver to compile for an architecture that is not here."""
+
+    def __init__(self, arch):
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return self.target.arch
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compiled(call, arch):
+    """The kernels that ``call()`` would launch: a list of (name, registers, SASS lines)."""
+    found = []
+    launch = JITFunction.run
+
+    def run(self, *args, grid, warmup, **kwargs):
+        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        found.append((self.__name__, *_disassembled(kernel)))
+        return kernel
+
+    triton.runtime.driver.set_active(_Driver(arch))
+    JITFunction.run = run
+    try:
+        call()
+    finally:
+        JITFunction.run = launch
+    return found
+
+
+def _disassembled(kernel):
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        sass = _tool("cuobjdump", "-sass", str(cubin))
+        usage = _tool("cuobjdump", "-res-usage", str(cubin))
+    return int(re.search(r"REG:(\d+)", usage)[1]), sass
+
+
+def _tool(name, *arguments):
+    command = [str(_BINARIES / name), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def instructions(sass):
+    """(address, text) of every instruction."""
+    lines = (_LINE.match(line) for line in sass.splitlines())
+    return [(int(m[1], 16), m[2].strip()) for m in lines if m]
+
+
+def hot_part(sass):
+    """The instructions of the loop that moves most data, or all when nothing loops."""
+    code = instructions(sass)
+    # An endless jump to itself ends every program.
+    loops = []
+    for at, text in code:
+        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < at:
+            loops.append([t for a, t in code if int(jump[1], 16) <= a <= at])
+    moving = [body for body in loops if any(moved(text) for text in body)]
+    if moving:
+        return max(moving, key=lambda body: (sum(moved(t) for t in body), -len(body)))
+    end = max(i for i, (_, text) in enumerate(code) if "EXIT" in text)
+    return [text for _, text in code[: end + 1]]
+
+
+def moved(text):
+    """Bytes that one instruction moves between a thread and global memory."""
+    operation = next((w for w in text.split() if w.startswith(("LDG", "STG"))), None)
+    if operation is None:
+        return 0
+    width = re.search(r"\.(128|64|U16|S16|U8|S8)", operation)
+    return {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}[width[1]] if width else 4
+
+
+def counts(sass):
+    """What a test asserts about one kernel."""
+    everything = [text for _, text in instructions(sass)]
+    hot = hot_part(sass)
+
+    def amount(texts, operation):
+        return sum(any(w.startswith(operation) for w in text.split()[:2]) for text in texts)
+
+    def wide(operation):
+        return sum("128" in text and operation in text for text in hot)
+
+    return {
+        "instructions": len(everything),
+        "spills": amount(everything, "LDL") + amount(everything, "STL"),
+        "hot": len(hot),
+        "loads": amount(hot, "LDG"),
+        "wide_loads": wide("LDG"),
+        "stores": amount(hot, "STG"),
+        "wide_stores": wide("STG"),
+        "loaded": sum(moved(t) for t in hot if "LDG" in t),
+        "stored": sum(moved(t) for t in hot if "STG" in t),
+    }
+
+
+def empty(*shape, dtype=torch.bfloat16, order=torch.channels_last):
+    """A meta tensor: a shape, a dtype and strides."""
+    if len(shape) != 4:
+        order = torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
+
+
+if __name__ == "__main__":
+    sys.exit("run by test_triton_aot.py")
