@@ -9,6 +9,7 @@ import torch
 from .._library import define
 from ..layout import in_order_of
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from . import ref
 
 
@@ -135,3 +136,5 @@ _forward = define(
 
 register_backend("ada_group_norm_silu", "torch", _run)
 register_backend("ada_group_norm_silu_backward", "torch", _run_backward)
+register_triton("ada_group_norm_silu", "ada_norm.triton_impl")
+register_triton("ada_group_norm_silu_backward", "ada_norm.triton_impl")
