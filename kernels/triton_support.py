@@ -129,3 +129,21 @@ def strides(x: torch.Tensor, order: Sequence[int]) -> list[int]:
 def flat_block(count: int) -> int:
     """Elements per program of a kernel that takes its tensors as one row of numbers."""
     return min(power_of_2(count), _INTERPRETER_BLOCK if INTERPRET else 4096)
+
+
+def draw_tile(n: int, per_sample: int) -> tuple[int, int]:
+    """(samples, Philox blocks of four numbers) of a tile of the kernels that draw noise."""
+    size = _INTERPRETER_BLOCK // 4 if INTERPRET else 256
+    block = min(power_of_2(cdiv(per_sample, 4)), size)
+    return min(power_of_2(n), size // block), block
+
+
+def ordered(x: torch.Tensor, like: torch.Tensor | None = None) -> tuple[torch.Tensor, bool]:
+    """x dense with channels first or last, and whether they are last; or in the order of like."""
+    if like is not None:
+        if x.stride() != like.stride():
+            x = torch.empty_like(like, dtype=x.dtype).copy_(x)
+        return x, False
+    if x.ndim > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous():
+        return x, True
+    return x.contiguous(), False

@@ -9,6 +9,7 @@ import torch
 from .._library import define
 from ..layout import in_order_of
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from . import ref
 
 
@@ -105,3 +106,4 @@ _sample_posterior = define(
     backward=_backward,
 )
 register_backend("sample_posterior", "torch", _run)
+register_triton("sample_posterior", "posterior.triton_impl")

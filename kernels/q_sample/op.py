@@ -11,6 +11,7 @@ from ..layout import in_order_of
 from ..posterior.op import check_draw
 from ..posterior.ref import rows
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from . import ref
 
 
@@ -120,3 +121,4 @@ _q_sample_pair = define(
     backward=_backward,
 )
 register_backend("q_sample_pair", "torch", _run)
+register_triton("q_sample_pair", "q_sample.triton_impl")
