@@ -1,10 +1,11 @@
 """Compiles the Triton kernels of one call of an op to machine code, without a GPU, and counts.
 
-The op's own launch code runs on meta tensors, so tiles and specialisations are those of a real
+Call it with an architecture (90) and a layout (nhwc, nchw). The op's own launch code runs on meta tensors, so tiles and specialisations are those of a real
 launch; only the launch itself is left out. Must run in a process of its own: a stand-in takes
 the place of Triton's driver.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -131,5 +132,61 @@ def empty(*shape, dtype=torch.bfloat16, order=torch.channels_last):
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
 
 
+def cases(order):
+    """One call per kernel at the shapes of a 256 x 256 model, bfloat16."""
+    from ddgan_fast.kernels.ada_norm import triton_impl as ada
+    from ddgan_fast.kernels.bias_act import triton_impl as act
+    from ddgan_fast.kernels.posterior import triton_impl as posterior
+    from ddgan_fast.kernels.q_sample import triton_impl as q_sample
+    from ddgan_fast.kernels.upfirdn import triton_impl as fir
+
+    def image(c, size, n=32, dtype=torch.bfloat16):
+        return empty(n, c, size, size, dtype=dtype, order=order)
+
+    big, small = image(256, 128), image(256, 64)
+    taps, bias = empty(4, dtype=torch.float32), empty(32, 256)
+    x, vector = image(64, 256), empty(32, 64)
+    statistics = empty(32, 16, dtype=torch.float32)
+    t, seed, flip = (empty(n, dtype=d) for n, d in ((32, torch.int64), (1, torch.int64), (32, torch.bool)))
+    pixels = image(3, 256, dtype=torch.float32)
+    table = empty(5, 4, dtype=torch.float32)
+    images = torch.empty((32, 256, 256, 3), dtype=torch.uint8, device="meta")
+    one = [1, 1]
+    return {
+        "upfirdn2d down": lambda: fir.upfirdn2d(big, taps, one, [2, 2], [1] * 4, False, 1.0),
+        "upfirdn2d up": lambda: fir.upfirdn2d(small, taps, [2, 2], one, [2, 1] * 2, False, 4.0),
+        "upfirdn2d same": lambda: fir.upfirdn2d(big, taps, one, one, [2] * 4, False, 1.0),
+        "bias_leaky_relu": lambda: act.bias_leaky_relu(big, bias, 0.2, 1.0),
+        "bias_leaky_relu without bias": lambda: act.bias_leaky_relu(big, None, 0.2, 1.0),
+        "bias_leaky_relu_grad": lambda: act.bias_leaky_relu_grad(big, big, 0.2, 1.0),
+        "bias_leaky_relu_down": lambda: act.bias_leaky_relu_down(big, bias, taps, 0.2),
+        "bias_leaky_relu_down_tangent": lambda: act.bias_leaky_relu_down_tangent(
+            big, big, bias, taps, 0.2
+        ),
+        "bias_leaky_relu_down_grad": lambda: act.bias_leaky_relu_down_grad(
+            small, big, bias, taps, 0.2
+        ),
+        "ada_group_norm_silu": lambda: ada.ada_group_norm_silu(x, vector, vector, 16, 1e-6, True),
+        "ada_group_norm_silu_backward": lambda: ada.ada_group_norm_silu_backward(
+            x, x, vector, vector, statistics, statistics, 16, 1e-6, True
+        ),
+        "sample_posterior": lambda: posterior.sample_posterior(
+            pixels, pixels, t, table[:, :3], None, seed, t
+        ),
+        "q_sample_pair": lambda: q_sample.q_sample_pair(
+            images, t, table, flip, None, None, seed, t
+        ),
+    }
+
+
+def main(arch, layout):
+    """Print one JSON row per kernel."""
+    order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    for case, call in cases(order).items():
+        for kernel, registers, sass in compiled(call, arch):
+            row = {"case": case, "kernel": kernel, "registers": registers, **counts(sass)}
+            print(json.dumps(row), flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit("run by test_triton_aot.py")
+    main(int(sys.argv[1]), sys.argv[2])
