@@ -108,11 +108,28 @@ def place(
 
 
 @triton.jit
-def offset(n, e, per_sample, space, LAST: tl.constexpr):
-    """Where NCHW element e of sample n lies, channels LAST or first."""
+def split(block, i: tl.constexpr, space, width, ALIGNED: tl.constexpr):
+    """Channel, pixel and column of NCHW element 4 block + i.
+
+    ALIGNED: four divides the width, so a block's elements are neighbours in one row.
+    """
+    first = 4 * block if ALIGNED else 4 * block + i
+    channel = first // space
+    pixel = first - channel * space
+    column = pixel % width
+    if ALIGNED:
+        pixel += i
+        column += i
+    return channel, pixel, column
+
+
+@triton.jit
+def offset(n, e, channel, pixel, per_sample, space, LAST: tl.constexpr):
+    """Where an element of sample n lies in memory, channels LAST or first."""
     if LAST:
-        e = (e % space) * (per_sample // space) + e // space
-    return n * per_sample + e
+        return n * per_sample + (pixel * (per_sample // space) + channel)
+    else:
+        return n * per_sample + e
 
 
 @triton.jit

@@ -13,8 +13,8 @@ from ..triton_support import cdiv, draw_tile, on_device_of, ordered
 @triton.jit
 def posterior_kernel(
     x0_ptr, x_next_ptr, t_ptr, tables_ptr, noise_ptr, seed_ptr, index_ptr, y_ptr,
-    N, T, per_sample, space,
-    LAST: tl.constexpr, DRAWN: tl.constexpr, HAS_INDEX: tl.constexpr,
+    N, T, per_sample, space, width,
+    LAST: tl.constexpr, ALIGNED: tl.constexpr, DRAWN: tl.constexpr, HAS_INDEX: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """tables[t, 0] * x0 + tables[t, 1] * x_next + tables[t, 2] * noise."""
@@ -28,7 +28,8 @@ def posterior_kernel(
     for i in tl.static_range(4):
         e = 4 * block + i
         mask = (n < N) & (e < per_sample)
-        at = philox.offset(n, e, per_sample, space, LAST)
+        channel, pixel, _ = philox.split(block, i, space, width, ALIGNED)
+        at = philox.offset(n, e, channel, pixel, per_sample, space, LAST)
         if DRAWN:
             noise = normals[i].to(ACC)
         else:
@@ -73,7 +74,9 @@ def sample_posterior(
             tables.shape[0],
             per_sample,
             y[0, 0].numel(),
+            y.shape[-1],
             LAST=last,
+            ALIGNED=y.ndim > 2 and y.shape[-1] % 4 == 0,
             DRAWN=noise is None,
             HAS_INDEX=index is not None,
             BLOCK_N=block_n,

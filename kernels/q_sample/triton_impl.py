@@ -15,8 +15,8 @@ from ..triton_support import cdiv, draw_tile, on_device_of, ordered
 def pair_kernel(
     x0_ptr, t_ptr, tables_ptr, flip_ptr, noise_next_ptr, noise_t_ptr, seed_ptr, index_ptr,
     x_t_ptr, x_next_ptr, N, T, per_sample, space, width,
-    BYTES: tl.constexpr, FLIP: tl.constexpr, LAST: tl.constexpr, DRAWN: tl.constexpr,
-    HAS_INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, ACC: tl.constexpr,
+    BYTES: tl.constexpr, FLIP: tl.constexpr, LAST: tl.constexpr, ALIGNED: tl.constexpr,
+    DRAWN: tl.constexpr, HAS_INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """x_t = tables[t, 0] * x0 + tables[t, 1] * noise_t; x_{t+1} likewise from x_t."""
     n, block, position = philox.place(N, per_sample, index_ptr, HAS_INDEX, BLOCK_N, BLOCK_B)
@@ -33,10 +33,10 @@ def pair_kernel(
     for i in tl.static_range(4):
         e = 4 * block + i
         mask = (n < N) & (e < per_sample)
-        at = philox.offset(n, e, per_sample, space, LAST)
+        channel, pixel, column = philox.split(block, i, space, width, ALIGNED)
+        at = philox.offset(n, e, channel, pixel, per_sample, space, LAST)
         source = at
         if FLIP:
-            column = (e % space) % width
             step = (width - 1 - 2 * column) * (per_sample // space)
             source = at + tl.where(mirrored, step, 0)
         x = tl.load(x0_ptr + source, mask=mask, other=0).to(ACC)
@@ -104,6 +104,7 @@ def q_sample_pair(
             BYTES=is_bytes,
             FLIP=flip is not None,
             LAST=last,
+            ALIGNED=x0.ndim > 2 and x0.shape[-1] % 4 == 0,
             DRAWN=noise_next is None,
             HAS_INDEX=index is not None,
             BLOCK_N=block_n,

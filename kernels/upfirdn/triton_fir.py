@@ -193,6 +193,69 @@ def down2(
 
 
 @triton.jit
+def _row_same(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, t0, t1, t2, t3,
+              ACC: tl.constexpr):  # fmt: skip
+    """One row filtered for two neighbouring output columns, from five samples."""
+    in_h = (row >= 0) & (row < H)
+    x_ptr += row * stride_h
+    w = (t0, t1, t2, t3)
+    left = tl.zeros(at.shape, ACC)
+    right = tl.zeros(at.shape, ACC)
+    for j in tl.static_range(5):
+        mask = (column + j >= 0) & (column + j < W) & in_h & in_c
+        v = tl.load(x_ptr + (at + j * stride_w), mask=mask, other=0.0).to(ACC)
+        if j < 4:
+            left += w[j] * v
+        if j >= 1:
+            right += w[j - 1] * v
+    return left, right
+
+
+@triton.jit
+def same(
+    x_ptr, z_ptr, bias_ptr, taps_ptr, y_ptr,
+    C, H, W, OH, OW, pad_x, pad_y, across, strips, blocks,
+    stride_n, stride_c, stride_h, stride_w, out_n, out_c, out_h, out_w,
+    K: tl.constexpr, FLIP: tl.constexpr, GAIN: tl.constexpr, MODE: tl.constexpr,
+    SLOPE: tl.constexpr, HAS_BIAS: tl.constexpr, PER_SAMPLE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Up to 4 taps without resampling: three unfinished output rows wait for the rows below."""
+    n, strip, block, c = _sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
+    x_ptr += n * stride_n
+    y_ptr += n * out_n
+    pair = (block * BLOCK_X + tl.arange(0, BLOCK_X))[:, None]
+    in_c = (c < C)[None, :]
+    column = 2 * pair - pad_x
+    at = column * stride_w + c[None, :] * stride_c
+    t0 = _tap(taps_ptr, 0, K, FLIP, ACC)
+    t1 = _tap(taps_ptr, 1, K, FLIP, ACC)
+    t2 = _tap(taps_ptr, 2, K, FLIP, ACC)
+    t3 = _tap(taps_ptr, 3, K, FLIP, ACC)
+    g0, g1, g2, g3 = t0 * GAIN, t1 * GAIN, t2 * GAIN, t3 * GAIN
+    first = strip * ROWS
+    left0 = tl.zeros(at.shape, ACC)
+    right0 = tl.zeros(at.shape, ACC)
+    left1, left2, right1, right2 = left0, left0, right0, right0
+    out = 2 * pair * out_w + c[None, :] * out_c
+    in_left = (2 * pair < OW) & in_c
+    in_right = (2 * pair + 1 < OW) & in_c
+    # The first three rows only fill the window.
+    for r in range(ROWS + 3):
+        oy = first + r - 3
+        left, right = _row_same(x_ptr, oy + 3 - pad_y, H, W, stride_h, stride_w, column, at, in_c,
+                                t0, t1, t2, t3, ACC)  # fmt: skip
+        inside = (r >= 3) & (oy < OH)
+        y = y_ptr + (out + oy * out_h)
+        tl.store(y, (left0 + g3 * left).to(y_ptr.dtype.element_ty), mask=in_left & inside)
+        tl.store(y + out_w, (right0 + g3 * right).to(y_ptr.dtype.element_ty),
+                 mask=in_right & inside)  # fmt: skip
+        left0, right0 = left1 + g2 * left, right1 + g2 * right
+        left1, right1 = left2 + g1 * left, right2 + g1 * right
+        left2, right2 = g0 * left, g0 * right
+
+
+@triton.jit
 def _row_up(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, t0, t1, t2, t3,
             ACC: tl.constexpr):  # fmt: skip
     """One row filtered for an even and an odd output column, from three samples."""

@@ -88,6 +88,15 @@ def fir(
             triton_fir.MASK,
         ):
             _up2(pointers, sizes, steps, padding, meta)
+        elif short and up == down == [1, 1] and act.mode == triton_fir.PLAIN:
+            launch_rolling(
+                triton_fir.same,
+                pointers,
+                (*sizes, padding[0], padding[2]),
+                steps,
+                (cdiv(y.shape[3], 2), y.shape[2]),
+                meta,
+            )
         else:
             _general(pointers, sizes, steps, (up, down, padding), meta)
 

@@ -23,8 +23,9 @@ def moved(value, device, dtype):
 
 def derivatives(op, arguments):
     """Outputs, first and second derivatives of an op, all as plain tensors."""
-    outputs = [y for y in torch.utils._pytree.tree_leaves(op(*arguments)) if y.requires_grad]
-    everything = [y.detach() for y in torch.utils._pytree.tree_leaves(op(*arguments))]
+    outputs = torch.utils._pytree.tree_leaves(op(*arguments))
+    everything = [y.detach() for y in outputs]
+    outputs = [y for y in outputs if y.requires_grad]
     inputs = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
     if not outputs:
         return everything
