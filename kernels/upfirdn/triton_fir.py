@@ -107,12 +107,13 @@ def _row_down(
 ):
     """One row filtered for two output columns: samples 0-3 and 2-5 from ``column`` on."""
     in_h = (row >= 0) & (row < H)
+    x_ptr += row * stride_h
+    z_ptr += row * stride_h
     left = tl.zeros(at.shape, ACC)
     right = tl.zeros(at.shape, ACC)
     for j in tl.static_range(6):
         in_w = (column + j >= 0) & (column + j < W) & in_h
-        offset = at + (row * stride_h + j * stride_w)
-        v = _value(x_ptr, z_ptr, offset, in_w & in_c, bias, MODE, SLOPE, HAS_BIAS, ACC)
+        v = _value(x_ptr, z_ptr, at + j * stride_w, in_w & in_c, bias, MODE, SLOPE, HAS_BIAS, ACC)
         if j < 4:
             left += w[j] * v
         if j >= 2:
@@ -185,7 +186,7 @@ def down2(
                                        in_c, bias, w, MODE, SLOPE, HAS_BIAS, ACC)  # fmt: skip
         left += (g2 * ok0) * left0 + (g3 * ok1) * left1
         right += (g2 * ok0) * right0 + (g3 * ok1) * right1
-        y = y_ptr + out + oy * out_h
+        y = y_ptr + oy * out_h + out
         tl.store(y, left.to(y_ptr.dtype.element_ty), mask=in_left & (oy < OH))
         tl.store(y + out_w, right.to(y_ptr.dtype.element_ty), mask=in_right & (oy < OH))
         left = (g0 * ok0) * left0 + (g1 * ok1) * left1
@@ -246,7 +247,7 @@ def same(
         left, right = _row_same(x_ptr, oy + 3 - pad_y, H, W, stride_h, stride_w, column, at, in_c,
                                 t0, t1, t2, t3, ACC)  # fmt: skip
         inside = (r >= 3) & (oy < OH)
-        y = y_ptr + (out + oy * out_h)
+        y = y_ptr + oy * out_h + out
         tl.store(y, (left0 + g3 * left).to(y_ptr.dtype.element_ty), mask=in_left & inside)
         tl.store(y + out_w, (right0 + g3 * right).to(y_ptr.dtype.element_ty),
                  mask=in_right & inside)  # fmt: skip
@@ -274,8 +275,9 @@ def _store_pair(y_ptr, z_ptr, even, odd, row, OH, at, in_even, in_odd, out_h, ou
                 MODE: tl.constexpr, SLOPE: tl.constexpr, HAS_BIAS: tl.constexpr,
                 ACC: tl.constexpr):  # fmt: skip
     in_h = (row >= 0) & (row < OH)
-    at += row * out_h
+    y_ptr += row * out_h
     if MODE == MASK:
+        z_ptr += row * out_h
         even = _masked(even, z_ptr + at, in_even & in_h, bias, SLOPE, HAS_BIAS, ACC)
         odd = _masked(odd, z_ptr + (at + out_w), in_odd & in_h, bias, SLOPE, HAS_BIAS, ACC)
     tl.store(y_ptr + at, even.to(y_ptr.dtype.element_ty), mask=in_even & in_h)
