@@ -10,7 +10,7 @@ RUN = PYTHONUNBUFFERED=1 $(VENV)/bin
 SET_UP = @PYTHON='$(PYTHON)' VENV='$(VENV)' sh tools/venv.sh
 # One thread for each test process: the processes share the cores already.
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
-	-n auto --maxprocesses 8 --dist loadgroup --benchmark-disable
+	-n auto --maxprocesses 8 --dist worksteal --benchmark-disable
 
 .PHONY: help demo test check gpu clean
 

@@ -7,7 +7,6 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "ddgan_fast/__init__.py").read_text())[1]
-README = ROOT / "README.md"
 CUDA_SOURCES = ["*.cu", "*.cuh", "*.h", "*.cpp"]
 
 # These folders lie beside the package in the tree and are installed inside it: a top-level
@@ -24,7 +23,7 @@ setup(
     name="ddgan-fast",
     version=VERSION,
     description="Fast training and sampling of denoising diffusion GANs",
-    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The ddgan_fast authors",
     license="Apache-2.0",

@@ -41,8 +41,7 @@ class ReferenceRecipe:
             self.discriminator = ReferenceDiscriminator(
                 cfg.discriminator, cfg.model.num_channels
             ).to(dtype)
-        tables = Diffusion.from_config(cfg.model).tables
-        self.tables = {name: table.to(device, dtype) for name, table in tables.items()}
+        self.tables = PublishedTables(cfg, device, dtype)
         o = cfg.optim
         self.optimizer_g, self.optimizer_d = (
             torch.optim.Adam(
@@ -106,35 +105,44 @@ class ReferenceRecipe:
         loss.backward()
         return {"G/loss": loss.detach()}
 
-    def posterior(
-        self, x0: torch.Tensor, x_next: torch.Tensor, t: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        """x_t ~ q(x_t | x_0, x_{t+1})."""
-        mean = self._at("posterior_mean_coef1", t) * x0
-        mean = mean + self._at("posterior_mean_coef2", t) * x_next
-        nonzero = (t != 0).to(x0.dtype).reshape(-1, 1, 1, 1)
-        log_variance = self._at("posterior_log_variance_clipped", t)
-        return mean + nonzero * torch.exp(0.5 * log_variance) * noise
-
     def _denoise(self, x_next: torch.Tensor, draws: Draws) -> torch.Tensor:
         assert draws.posterior_noise is not None
         x0 = self.generator(x_next, draws.t, draws.z)
-        return self.posterior(x0, x_next, draws.t, draws.posterior_noise)
+        return self.tables.posterior(x0, x_next, draws.t, draws.posterior_noise)
 
     def _pair(self, real: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
         assert draws.pair_noise is not None
         noise_next, noise_t = draws.pair_noise
-        t = draws.t
-        x_t = self._at("a_s_cum", t) * real + self._at("sigmas_cum", t) * noise_t
-        x_next = self._at("a_s", t + 1) * x_t + self._at("sigmas", t + 1) * noise_next
+        t, at = draws.t, self.tables.at
+        x_t = at("a_s_cum", t) * real + at("sigmas_cum", t) * noise_t
+        x_next = at("a_s", t + 1) * x_t + at("sigmas", t + 1) * noise_next
         return x_t, x_next
-
-    def _at(self, table: str, t: torch.Tensor) -> torch.Tensor:
-        return self.tables[table].gather(0, t).reshape(-1, 1, 1, 1)
 
     def _train_discriminator(self, on: bool) -> None:
         for parameter in self.discriminator.parameters():
             parameter.requires_grad = on
+
+
+class PublishedTables:
+    """The diffusion's coefficients, looked up one by one."""
+
+    def __init__(self, cfg: Config, device: torch.device | str, dtype: torch.dtype) -> None:
+        tables = Diffusion.from_config(cfg.model).tables
+        self.tables = {name: table.to(device, dtype) for name, table in tables.items()}
+
+    def at(self, table: str, t: torch.Tensor) -> torch.Tensor:
+        """Entries t [N] of a table, shaped to multiply images."""
+        return self.tables[table].gather(0, t).reshape(-1, 1, 1, 1)
+
+    def posterior(
+        self, x0: torch.Tensor, x_next: torch.Tensor, t: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """x_t ~ q(x_t | x_0, x_{t+1})."""
+        mean = self.at("posterior_mean_coef1", t) * x0
+        mean = mean + self.at("posterior_mean_coef2", t) * x_next
+        nonzero = (t != 0).to(x0.dtype).reshape(-1, 1, 1, 1)
+        log_variance = self.at("posterior_log_variance_clipped", t)
+        return mean + nonzero * torch.exp(0.5 * log_variance) * noise
 
 
 class RestackedAverage:
@@ -158,3 +166,40 @@ class RestackedAverage:
             averages = torch.stack([self.average[i] for i in same])
             averages.mul_(self.decay).add_(weights, alpha=1.0 - self.decay)
             self.average.update(zip(same, averages.unbind(0), strict=True))
+
+
+class ReferenceSampler:
+    """Sampling as published: T generator calls, noise from torch's generator.
+
+    Raises:
+        ValueError: the configuration is outside the published settings.
+    """
+
+    def __init__(self, cfg: Config, device: torch.device | str) -> None:
+        check_supported(cfg)
+        self.cfg, self.device = cfg, device
+        with torch.device(device):
+            self.generator = ReferenceGenerator(cfg.model)
+        self.tables = PublishedTables(cfg, device, torch.float32)
+
+    def draw(self, n: int) -> torch.Tensor:
+        """New images [n, C, H, W]."""
+        return self.loop(*self.noise(n))
+
+    def noise(self, n: int) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """x_T, and z and posterior noise by timestep."""
+        model, steps = self.cfg.model, range(self.cfg.model.num_timesteps)
+        shape = (n, model.num_channels, model.image_size, model.image_size)
+        z = [torch.randn(n, model.nz, device=self.device) for _ in steps]
+        noise = [torch.randn(shape, device=self.device) for _ in steps]
+        return torch.randn(shape, device=self.device), z, noise
+
+    @torch.no_grad()
+    def loop(
+        self, x: torch.Tensor, z: list[torch.Tensor], noise: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """x_0 from x_T [N, C, H, W]."""
+        for i in reversed(range(self.cfg.model.num_timesteps)):
+            t = torch.full((len(x),), i, dtype=torch.int64, device=x.device)
+            x = self.tables.posterior(self.generator(x, t, z[i]), x, t, noise[i])
+        return x

@@ -203,6 +203,8 @@ class RunConfig:
     """Images per forward pass and rank; below batch_size / ranks gradients are accumulated."""
     precision: str = "auto"
     """"auto" (bf16 on GPUs, fp32 on CPU), "fp32", "bf16" (fp32 parameters) or "fp64" (tests)."""
+    threads: int | None = None
+    """CPU threads of torch in each process; default torch's own choice."""
     channels_last: bool = True
     """Keep images and weights in NHWC memory order."""
     tick: int = 100

@@ -100,7 +100,9 @@ def _inside(module: nn.Module, name: str) -> Iterator[tuple[str, str]]:
             yield ours, ours
 
 
-def _rename(values: Mapping[str, V], names: Mapping[str, str], what: str, strict: bool) -> dict[str, V]:
+def _rename(
+    values: Mapping[str, V], names: Mapping[str, str], what: str, strict: bool
+) -> dict[str, V]:
     missing = [name for name in names if name not in values]
     unknown = [name for name in values if name not in names]
     if unknown or (strict and missing):
@@ -118,6 +120,12 @@ def _inverse(names: Mapping[str, str]) -> dict[str, str]:
 
 def _strip(values: Mapping[str, V]) -> dict[str, V]:
     return {key.removeprefix("module."): value for key, value in values.items()}
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items()
+    )
 
 
 def generator_from_published(
@@ -177,23 +185,24 @@ def read_published(path: str | Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint of tensors and plain values ({first_line}); "
             "is it complete, and really a published DDGAN checkpoint?"
         ) from error
-    if isinstance(content, dict) and {"netG_dict", "netD_dict"} <= content.keys():
-        content = dict(content)
-        content["netG_dict"] = _strip(content["netG_dict"])
-        content["netD_dict"] = _strip(content["netD_dict"])
-        content["args"] = vars(content["args"]) if content.get("args") is not None else {}
-        return content
-    if isinstance(content, dict) and all(isinstance(v, torch.Tensor) for v in content.values()):
-        stripped = _strip(content)
-        if any(key.startswith("all_modules.") for key in stripped):
-            return stripped
+    if isinstance(content, dict) and all(isinstance(key, str) for key in content):
+        args = content.get("args")
+        states = (content.get("netG_dict"), content.get("netD_dict"))
+        if all(map(_is_state_dict, states)) and isinstance(args, argparse.Namespace | None):
+            stripped = {key: _strip(content[key]) for key in ("netG_dict", "netD_dict")}
+            return {**content, **stripped, "args": vars(args) if args is not None else {}}
+        generator = _strip(content)
+        if _is_state_dict(content) and any(k.startswith("all_modules.") for k in generator):
+            return generator
     raise ValueError(
         f"{path} is neither a published generator (netG_*.pth) nor a published training state "
         "(content.pth): it lacks their names."
     )
 
 
-def ema_of_content(content: Mapping[str, Any], cfg: Config | ModelConfig) -> dict[str, torch.Tensor]:
+def ema_of_content(
+    content: Mapping[str, Any], cfg: Config | ModelConfig
+) -> dict[str, torch.Tensor]:
     """The averaged generator in a ``content.pth``, under our names.
 
     The published optimiser numbers parameters in state-dict order and keeps the average beside

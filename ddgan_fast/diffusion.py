@@ -151,22 +151,19 @@ class Diffusion(nn.Module):
             ValueError: neither a seed with nz nor z and noise.
         """
         steps = self.num_timesteps if start is None else start
-        handed_in = z is not None and noise is not None
-        if not handed_in and (seed is None or nz is None):
-            raise ValueError("sample_loop: pass seed=... and nz=..., or z=... and noise=... .")
         if index is None:
             index = philox.positions(x.shape[0], x.device)
-        seeds = philox.split(seed, 2 * self.num_timesteps) if seed is not None else None
         for i in reversed(range(steps)):
             t = torch.full((x.shape[0],), i, dtype=torch.int64, device=x.device)
-            if handed_in:
-                x0 = generator(x, t, z[i])
-                x = self.sample_posterior(x0, x, t, noise=noise[i])
-            else:
-                latent = philox.normal(seeds[2 * i : 2 * i + 1], index, (nz,), x.dtype)
+            if z is not None and noise is not None:
+                x = self.sample_posterior(generator(x, t, z[i]), x, t, noise=noise[i])
+            elif seed is not None and nz is not None:
+                seeds = philox.split(seed, 2 * self.num_timesteps)[2 * i : 2 * i + 2]
+                latent = philox.normal(seeds[:1], index, (nz,), x.dtype)
                 x0 = generator(x, t, latent)
-                key = seeds[2 * i + 1 : 2 * i + 2]
-                x = self.sample_posterior(x0, x, t, seed=key, index=index)
+                x = self.sample_posterior(x0, x, t, seed=seeds[1:], index=index)
+            else:
+                raise ValueError("sample_loop: pass seed=... and nz=..., or z=... and noise=... .")
         return x
 
     def draw(
@@ -193,6 +190,7 @@ def _forward_tables(betas: np.ndarray) -> dict[str, torch.Tensor]:
     # Multiplied one after another in float32, as the published tables were.
     signal_cum = np.cumprod(signal, dtype=np.float32)
     tables = {
+        "betas_full": betas,
         "sigmas": np.sqrt(betas),
         "a_s": signal,
         "a_s_cum": signal_cum,

@@ -1,4 +1,4 @@
-"""Floating-point operations of the networks: 2 per multiply-add of convolutions and matrix products.
+"""Floating-point operations of the networks: two per multiply-add of layers and attention.
 
 Resampling filters, norms and activations are not counted: their cost is memory traffic.
 """
@@ -33,15 +33,13 @@ _CONVOLUTIONS = {_aten.convolution: (1, 8), _aten.convolution_backward: (2, 9)}
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the cost of every operator; torch's own counter cannot follow R1's second derivative."""
+    """Adds up the cost of all operators; torch's own counter fails on R1's inner gradient."""
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         op = func.overloadpacket

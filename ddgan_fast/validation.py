@@ -297,6 +297,8 @@ def _run(run: RunConfig) -> None:
         _at_least(f"run.{name}", getattr(run, name), 1)
     for name in ("sample_every", "max_skipped"):
         _at_least(f"run.{name}", getattr(run, name), 0)
+    if run.threads is not None:
+        _at_least("run.threads", run.threads, 1)
     _at_least("run.keep", run.keep, 3)
     _require(0 <= run.seed < 2**63, "run.seed", run.seed, "it must lie between 0 and 2**63 - 1")
     if run.micro_batch is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from .registry import select
 
@@ -13,6 +14,18 @@ NAMESPACE = "ddgan_fast"
 _library = torch.library.Library(NAMESPACE, "DEF")
 op_names: list[str] = []
 """Every op of this library, so that tests can iterate over all of them."""
+
+
+def refuse_tangents(op: str, *tensors: torch.Tensor | None) -> None:
+    """Raise NotImplementedError for forward-mode inputs: registered ops would drop the tangents."""
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{op} has no forward-mode derivative: use torch.autograd.grad (twice for "
+                "Hessian-vector products)."
+            )
 
 
 def define(

@@ -78,7 +78,9 @@ def select(op: str, args: Sequence[Any]) -> Callable[..., Any]:
     if forced != "auto":
         reason = _why_not(op, forced) or _table[op][forced].accepts(*args)
         if reason:
-            raise RuntimeError(f"backend {forced!r} was asked for, but {op} cannot use it: {reason}")
+            raise RuntimeError(
+                f"backend {forced!r} was asked for, but {op} cannot use it: {reason}"
+            )
         return _table[op][forced].run
     if args[0].device.type == "cuda":
         for name in BACKENDS:

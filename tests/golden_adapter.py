@@ -1,18 +1,19 @@
 """Lets tests/data/golden/check_golden.py run ddgan_fast; see its docstring for the interface."""
 
 import torch
+from torch import nn
+
 from ddgan_fast import convert
-from ddgan_fast.config import Config, ModelConfig, DiscriminatorConfig
+from ddgan_fast.config import Config, DiscriminatorConfig, ModelConfig
 from ddgan_fast.diffusion import Diffusion
-from ddgan_fast.kernels import bias_leaky_relu, upfirdn2d as _upfirdn2d
-from ddgan_fast.models import build_discriminator, build_generator
-from ddgan_fast.models import layers
+from ddgan_fast.kernels import bias_leaky_relu
+from ddgan_fast.kernels import upfirdn2d as _upfirdn2d
+from ddgan_fast.models import build_discriminator, build_generator, layers
 from ddgan_fast.models.blocks import ResidualBlock
 from ddgan_fast.models.discriminator import DiscriminatorBlock
 from ddgan_fast.training.ema import WeightAverage
 from ddgan_fast.training.optim import cosine_rate, make_adam
 from ddgan_fast.training.steps import Draws, MicroBatch, TrainStep
-from torch import nn
 
 
 class Published(nn.Module):

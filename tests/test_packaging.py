@@ -15,7 +15,6 @@ FOLDERS = ("ddgan_fast", "kernels", "benchmarks", "csrc", "tools")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "Makefile", "README.md")
 SUFFIXES = {".py", ".yaml", ".typed", ".cu", ".cuh", ".h", ".cpp"}
 
-pytestmark = pytest.mark.xdist_group("packaging")
 
 
 def run_python(code: str, cwd: Path, path: Path | None = None, **env: str) -> str:

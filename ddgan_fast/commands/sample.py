@@ -100,7 +100,8 @@ def _with_progress(batches: Iterator[np.ndarray], n: int) -> Iterator[np.ndarray
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    bar = Progress(console=Console(stderr=True), transient=True, refresh_per_second=2)
+    with bar as progress:
         task = progress.add_task("sampling", total=n)
         for batch in batches:
             progress.advance(task, len(batch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from types import UnionType
@@ -23,6 +24,7 @@ examples:
   ddgan-fast train cifar10 --dry-run > mine.yaml     # a file to edit and train from
 """
 _PAPER = "_paper"
+_LET_THE_FIRST_SPEAK_S = 2.0
 _RECIPE_HELP = (
     "where the published code's README and the paper disagree: the preset's values are the "
     "README's, paper chooses PRESET_paper"
@@ -46,7 +48,10 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, FileNotFoundError):
         if first:
             raise
-        return 2  # every rank sees the same command line, and the first one says what is wrong
+        # Every rank sees the same command line, and the first one says what is wrong with it;
+        # torchrun ends all of them as soon as one is gone.
+        time.sleep(_LET_THE_FIRST_SPEAK_S)
+        return 2
     if request.dry_run:
         if first:
             from ..summary import dry_run
@@ -169,9 +174,9 @@ def _explain(message: str) -> str:
     message = " ".join(message.split())
     value = re.match(r'Parser key "([\w.]+)": .*Got value: (.*)$', message)
     option = re.match(r"unrecognized arguments: --([\w.]+\.\w+)", message)
-    pair = value.groups() if value else (option[1], None) if option else None
-    if pair:
-        set_options(Config(), dict([pair]))  # raises the sentence
+    if match := value or option:
+        # Raises the sentence: a bad value, or a name that does not exist.
+        set_options(Config(), {match[1]: match[2] if value else None})
     return f"{message}; see ddgan-fast train --help."
 
 

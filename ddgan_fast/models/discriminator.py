@@ -34,11 +34,12 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.width = width
         self.layers = nn.ModuleList([dense_fan_out(width, width), dense_fan_out(width, width)])
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         first, second = self.layers
-        embedding = timestep_embedding(t, first.in_features).to(first.weight.dtype)
+        embedding = timestep_embedding(t, self.width).to(self.layers[0].weight.dtype)
         return F.leaky_relu(second(F.leaky_relu(first(embedding), 0.2)), 0.2)
 
 

@@ -28,6 +28,9 @@ from .layers import (
 class DownLevel(nn.Module):
     """One resolution on the way down."""
 
+    blocks: nn.ModuleList
+    attentions: nn.ModuleList
+
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,13 @@ from torch import nn
 from ..kernels import ada_group_norm_silu, philox, upfirdn2d
 
 SQRT_HALF = math.sqrt(0.5)
+
+
+def set_memory_format(module: nn.Module, layout: torch.memory_format) -> None:
+    """Store all convolution weights in this memory order, in place."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
 def init_fan_average(weight: torch.Tensor, scale: float = 1.0, transposed: bool = False) -> None:
@@ -49,7 +57,8 @@ def conv(n_in: int, n_out: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2
     """Same-size convolution of the generator: fan-average weights, zero bias."""
     layer = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2)
     init_fan_average(layer.weight, scale)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -103,7 +112,7 @@ class LatentMapping(nn.Module):
         self.norm = PixelNorm()
         sizes = [nz, *[width] * (n_mlp + 1)]
         self.layers = nn.ModuleList(
-            dense_fan_out(a, b) for a, b in zip(sizes, sizes[1:], strict=False)
+            dense_fan_out(a, b) for a, b in pairwise(sizes)
         )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -134,7 +143,7 @@ class AffineGroupNorm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(group_count(channels), channels, eps=1e-6)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: torch.Tensor, latent: torch.Tensor | None = None, silu: bool = False
     ) -> torch.Tensor:
         n = x.shape[0]

@@ -43,7 +43,9 @@ class WeightAverage:
     @torch.no_grad()
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Continue from saved averages."""
+        # In the parameters' memory order: the update would otherwise fall apart into one kernel
+        # per tensor.
         self.average = [
-            weights[name].to(p.device, p.dtype).clone(memory_format=torch.preserve_format)
+            torch.empty_like(p, requires_grad=False).copy_(weights[name])
             for name, p in zip(self.names, self.parameters, strict=True)
         ]

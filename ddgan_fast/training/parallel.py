@@ -6,6 +6,7 @@ torchrun starts the processes and sets RANK, WORLD_SIZE and LOCAL_RANK; without 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import warnings
 from collections.abc import Iterator
@@ -40,9 +41,10 @@ class Ranks:
         # 1x1 convolutions in channels_last order differ from their bucket view in strides of
         # size-1 dimensions only.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        return DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        # Buffers are constants. torch 2.13 renamed the option.
+        names = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        return DistributedDataParallel(module, gradient_as_bucket_view=True, **{option: False})
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank; every rank must ask at the same step."""

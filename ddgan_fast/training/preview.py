@@ -65,7 +65,7 @@ class Preview:
         index = torch.arange(share, device=device) * world + run.ranks.rank
         seed = philox.seed_tensor(run.cfg.run.seed, _NOISE_STEP, 0, device)
         weights = run.ema.weights()
-        shape = (model.num_channels,)
+        shape: tuple[int, ...] = (model.num_channels,)
         if model.kind != "mlp":
             shape = (model.num_channels, model.image_size, model.image_size)
 

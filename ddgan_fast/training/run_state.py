@@ -24,7 +24,7 @@ def payload(
     optimizers: Mapping[str, torch.optim.Optimizer],
     data_digest: str,
 ) -> dict[str, Any]:
-    """Everything in plain types and tensors; randomness needs no state, it follows from the step."""
+    """Everything, in plain types and tensors; randomness has no state, it follows from the step."""
     return {
         "config": to_dict(cfg),
         "generator": dict(generator.state_dict()),

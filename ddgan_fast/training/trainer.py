@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from ..config import Config, save_yaml, to_dict, validate
-from ..data import build_dataset
+from ..data import Dataset, build_dataset
 from ..data.device import to_model_input
 from ..data.plan import Plan
 from ..data.torch_loader import Batch, Loader
 from ..diffusion import Diffusion
 from ..kernels import philox
 from ..models import build_discriminator, build_generator
+from ..models.layers import set_memory_format
 from . import run_state
 from .checkpoint import CheckpointError, latest_state, load_state, save_ema, save_state
 from .ema import WeightAverage
@@ -62,12 +63,16 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
     validate(cfg)
     began = time.perf_counter()
     run_dir = Path(cfg.run.dir or f"runs/{cfg.preset}")
+    dataset = build_dataset(cfg)  # before anything is written
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(start(device))
+        if cfg.run.threads is not None:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(cfg.run.threads)
         if ranks.rank == 0:
             stack.enter_context(run_state.only_run_in(run_dir))
         stop = stack.enter_context(Preemption())
-        run = Run(cfg, ranks, run_dir, quiet, stack)
+        run = Run(cfg, dataset, ranks, run_dir, quiet, stack)
         run.loop(stop)
         return RunResult(
             run_dir, run.step, run.step >= cfg.run.steps, time.perf_counter() - began
@@ -80,13 +85,14 @@ class Run:
     def __init__(
         self,
         cfg: Config,
+        dataset: Dataset,
         ranks: Ranks,
         run_dir: Path,
         quiet: bool,
         stack: contextlib.ExitStack,
     ) -> None:
         self.cfg, self.ranks, self.run_dir = cfg, ranks, run_dir
-        self.dataset = build_dataset(cfg)
+        self.dataset = dataset
         flip = cfg.data.flip and self.dataset.flips
         self.plan = Plan(
             len(self.dataset), cfg.run.seed, cfg.run.batch_size, cfg.data.mode, flip
@@ -130,10 +136,10 @@ class Run:
             precision = "bf16" if device.type == "cuda" else "fp32"
         self.precision = precision
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self.generator = build_generator(cfg).to(device, self.dtype).to(memory_format=layout)
-        self.discriminator = (
-            build_discriminator(cfg).to(device, self.dtype).to(memory_format=layout)
-        )
+        self.generator = build_generator(cfg).to(device, self.dtype)
+        self.discriminator = build_discriminator(cfg).to(device, self.dtype)
+        for module in (self.generator, self.discriminator):
+            set_memory_format(module, layout)
         self.diffusion = Diffusion.from_config(cfg.model).to(device)
         autocast: Callable[[], contextlib.AbstractContextManager[None]] | None = None
         if precision == "bf16":
@@ -277,7 +283,7 @@ class Run:
         optimizer = self.optimizers[network]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        losses = sum(value for key, value in stats.items() if key != "D/r1")
+        losses = torch.stack([value for key, value in stats.items() if key != "D/r1"]).sum(0)
         found_inf = self.guard.check(self.step, name, gradients, losses, t)
         optimizer.param_groups[0]["lr"] = self.learning_rate(name)
         step_unless(optimizer, found_inf)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .._library import define
+from .._library import define, refuse_tangents
 from ..layout import in_order_of
 from ..registry import register_backend
 from ..triton_support import register as register_triton
@@ -24,8 +24,8 @@ def ada_group_norm_silu(
 ) -> torch.Tensor:
     """silu(scale * group_norm(x) + shift) with a scale and shift per sample and channel.
 
-    The statistics are float32 at least. First derivatives are fused ops; second derivatives use
-    the plain formula; there is no third.
+    The statistics are float32 at least. First derivatives are a fused op; higher ones follow from
+    the plain formula.
 
     Args:
         x: [N, C, ...].
@@ -55,6 +55,7 @@ def ada_group_norm_silu(
         raise ValueError(
             f"ada_group_norm_silu: {x.shape[1]} channels do not divide into {groups} groups."
         )
+    refuse_tangents("ada_group_norm_silu", x, scale, shift)
     return _forward(x, scale, shift, groups, float(eps), silu)[0]
 
 
@@ -82,10 +83,18 @@ def _run(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 def _run_backward(
-    grad: torch.Tensor, x: torch.Tensor, *args: Any
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    *tensors, groups, _, silu = args
-    grad_x, grad_scale, grad_shift = ref.backward(grad, x, *tensors, groups, silu)
+    grads = ref.backward(grad, x, scale, shift, mean, rstd, groups, silu)
+    grad_x, grad_scale, grad_shift = grads
     return in_order_of(x, grad_x), grad_scale.contiguous(), grad_shift.contiguous()
 
 
@@ -108,13 +117,18 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tenso
 
 
 def _vjp_backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
+    further = torch.is_grad_enabled()
     with torch.enable_grad():
-        grad, x, scale, shift = (t.detach().requires_grad_() for t in saved)
+        # Views keep the history, so that derivatives of any order flow through, but not one
+        # another's: grad depends on x, and these derivatives are partial.
+        grad, x, scale, shift = (
+            t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+            for t in ctx.saved_tensors
+        )
         y = ref.plain(x, scale, shift, ctx.groups, ctx.eps, ctx.silu)
         first = torch.autograd.grad(y, (x, scale, shift), grad, create_graph=True)
         second = torch.autograd.grad(
-            first, (grad, x, scale, shift), cotangents, allow_unused=True
+            first, (grad, x, scale, shift), cotangents, allow_unused=True, create_graph=further
         )
     return (*second, None, None, None, None, None)
 

@@ -59,10 +59,10 @@ def backward(
     product = da * xhat
     grad_scale = product.sum(space) if space else product
     count = c // groups * (wide[:1, :1].numel() if n else 1)
-    first = _group_mean(scale * grad_shift, groups, count)
-    second = _group_mean(scale * grad_scale, groups, count)
+    first = -rstd_c * _group_mean(scale * grad_shift, groups, count)
+    second = -rstd_c * _group_mean(scale * grad_scale, groups, count)
     grad_x = torch.addcmul(per_channel(first, wide), xhat, per_channel(second, wide))
-    grad_x = torch.addcmul(-grad_x, da, scale4).mul_(per_channel(rstd_c, wide))
+    grad_x.addcmul_(da, per_channel(rstd_c * scale, wide))
     return grad_x.to(x.dtype), grad_scale.to(scale.dtype), grad_shift.to(shift.dtype)
 
 

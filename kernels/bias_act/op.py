@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .._library import define
+from .._library import define, refuse_tangents
 from ..layout import in_order_of, memory_format
 from ..registry import register_backend
 from ..triton_support import register as register_triton
@@ -41,6 +41,7 @@ def bias_leaky_relu(
     _check("bias_leaky_relu", x, bias, negative_slope)
     if not scale > 0:
         raise ValueError(f"bias_leaky_relu: scale must be positive, got {scale}.")
+    refuse_tangents("bias_leaky_relu", x, bias)
     return _bias_leaky_relu(x, bias, float(negative_slope), float(scale))
 
 
@@ -72,6 +73,13 @@ def bias_leaky_relu_down(
         raise ValueError(
             f"bias_leaky_relu_down: taps must be [k] with k >= 2, got {list(taps.shape)}."
         )
+    height, width = output_size(x.shape, taps.shape, [1, 1], [2, 2], ref.down_padding(taps))
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"bias_leaky_relu_down: {list(x.shape)} with {taps.shape[0]} taps leaves no output: "
+            f"{height} x {width}."
+        )
+    refuse_tangents("bias_leaky_relu_down", x, bias)
     return _down(x, bias, taps, float(negative_slope))
 
 

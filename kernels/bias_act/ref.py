@@ -8,10 +8,8 @@ import torch.nn.functional as F
 from ..upfirdn import ref as fir
 
 
-def broadcast_bias(bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+def broadcast_bias(bias: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """bias [C] or [N, C] shaped to broadcast over x [N, C, ...]."""
-    if bias is None:
-        return None
     rows = bias.shape[0] if bias.ndim == 2 else 1
     return bias.reshape(rows, x.shape[1], *[1] * (x.ndim - 2))
 
@@ -88,5 +86,4 @@ def _preactivation(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     if bias is None:
         return x
     wide = torch.promote_types(x.dtype, torch.float32)
-    bias = broadcast_bias(bias, x)
-    return x.to(wide) + bias.to(wide)
+    return x.to(wide) + broadcast_bias(bias, x).to(wide)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .._library import define
+from .._library import define, refuse_tangents
 from ..layout import in_order_of
 from ..registry import register_backend
 from ..triton_support import register as register_triton
@@ -52,7 +52,15 @@ def sample_posterior(
         raise ValueError(
             f"sample_posterior: noise must be {list(x0.shape)}, got {list(noise.shape)}."
         )
+    refuse_gradient("sample_posterior", noise)
+    refuse_tangents("sample_posterior", x0, x_next)
     return _sample_posterior(x0, x_next, t, tables, noise, seed, index)
+
+
+def refuse_gradient(op: str, noise: torch.Tensor | None) -> None:
+    """Raise ValueError for noise that expects a gradient, which it would silently not get."""
+    if noise is not None and noise.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: noise gets no gradient; pass noise.detach().")
 
 
 def check_draw(
@@ -72,7 +80,9 @@ def check_draw(
         raise ValueError(f"{op}: seed must be int64[1], got {seed.dtype} {list(seed.shape)}.")
     for name, value in (("t", t), ("index", index)):
         if value is not None and (value.dtype != torch.int64 or value.shape != (n,)):
-            raise ValueError(f"{op}: {name} must be int64 [{n}], got {value.dtype} {list(value.shape)}.")
+            raise ValueError(
+                f"{op}: {name} must be int64 [{n}], got {value.dtype} {list(value.shape)}."
+            )
 
 
 def _fake(x0: torch.Tensor, x_next: torch.Tensor, *_: Any) -> torch.Tensor:

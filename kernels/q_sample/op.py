@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from .._library import define
+from .._library import define, refuse_tangents
 from ..layout import in_order_of
-from ..posterior.op import check_draw
+from ..posterior.op import check_draw, refuse_gradient
 from ..posterior.ref import rows
 from ..registry import register_backend
 from ..triton_support import register as register_triton
@@ -71,6 +71,8 @@ def q_sample_pair(
             raise ValueError(
                 f"q_sample_pair: each noise must be {list(shape)}, got {list(n.shape)}."
             )
+        refuse_gradient("q_sample_pair", n)
+    refuse_tangents("q_sample_pair", x0)
     return _q_sample_pair(x0, t, tables, flip, noise_next, noise_t, seed, index)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .._library import define
+from .._library import define, refuse_tangents
 from ..layout import memory_format
 from ..registry import register_backend
 from ..triton_support import register as register_triton
@@ -61,13 +61,16 @@ def upfirdn2d(
             f"upfirdn2d: {list(x.shape)} with up {up}, down {down}, padding {padding} and "
             f"{list(taps.shape)} taps leaves no output: {height} x {width}."
         )
+    refuse_tangents("upfirdn2d", x)
     return _upfirdn2d(x, taps, up, down, padding, flip, float(gain))
 
 
 def _pair(value: int | Sequence[int], name: str) -> list[int]:
     pair = [value, value] if isinstance(value, int) else list(value)
     if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"upfirdn2d: {name} must be a factor of at least 1 or (x, y), got {value}.")
+        raise ValueError(
+            f"upfirdn2d: {name} must be a factor of at least 1 or (x, y), got {value}."
+        )
     return pair
 
 
@@ -77,7 +80,8 @@ def _four(value: int | Sequence[int]) -> list[int]:
         four = four * 2
     if len(four) != 4:
         raise ValueError(
-            f"upfirdn2d: padding must be one number, (before, after) or (x0, x1, y0, y1), got {value}."
+            "upfirdn2d: padding must be one number, (before, after) or (x0, x1, y0, y1), got "
+            f"{value}."
         )
     return four
 

@@ -301,7 +301,6 @@ def test_says_what_else_is_wrong():
             bias_leaky_relu_down(x, None, taps)
 
 
-@pytest.mark.xfail(reason="torch's own words about a convolution instead", strict=True)
 def test_says_that_nothing_is_left_of_one_column():
     with pytest.raises(ValueError, match="leaves no output"):
         bias_leaky_relu_down(torch.zeros(1, 1, 4, 1), None, TAPS["1331"])

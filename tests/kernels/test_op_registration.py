@@ -10,7 +10,10 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from kernel_helpers import laid_out, randn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 
 import ddgan_fast.kernels
 from ddgan_fast.kernels import (
@@ -81,11 +84,11 @@ def ada_samples(layout):
 
 
 def ada_backward_samples(layout):
-    for x, scale, shift, groups, eps, silu in ada_samples(layout):
-        _, mean, rstd = torch.ops.ddgan_fast.ada_group_norm_silu(
-            x.detach(), scale.detach(), shift.detach(), groups, eps, silu
-        )
-        yield leaf(layout, *x.shape, seed=5), x, scale, shift, mean, rstd, groups, eps, silu
+    x, scale, shift, *rest = next(ada_samples(layout))
+    _, mean, rstd = torch.ops.ddgan_fast.ada_group_norm_silu(
+        x.detach(), scale.detach(), shift.detach(), *rest
+    )
+    yield leaf(layout, *x.shape, seed=5), x, scale, shift, mean, rstd, *rest
 
 
 def posterior_samples(layout):
@@ -135,24 +138,24 @@ def test_the_fake_promises_the_real_strides(name):
         for arguments in SAMPLES[name](layout):
             for dtype in (torch.float32, torch.bfloat16, torch.float64):
                 cast = [cast_to(a, dtype) for a in arguments]
-                real = torch.utils._pytree.tree_leaves(op(*cast))
-                with torch._subclasses.FakeTensorMode() as mode:
+                real = pytree.tree_leaves(op(*cast))
+                with FakeTensorMode() as mode:
                     fakes = [
                         mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in cast
                     ]
-                    fake = torch.utils._pytree.tree_leaves(op(*fakes))
+                    fake = pytree.tree_leaves(op(*fakes))
                 for a, b in zip(real, fake, strict=True):
                     assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
 
 
 def cast_to(value, dtype):
-    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim == 4:
-        strides, size = value.stride(), value.shape
-        if dtype == value.dtype or 0 in strides:
-            return value.detach() if 0 in strides else value
-        copy = torch.empty_strided(size, strides, dtype=dtype)
-        return copy.copy_(value.detach())
-    return value
+    """Images in another dtype with the strides they had."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim != 4:
+        return value
+    if 0 in value.stride():
+        return value[:1].detach().to(dtype).expand_as(value)
+    copy = torch.empty_strided(value.shape, value.stride(), dtype=dtype)
+    return copy.copy_(value.detach())
 
 
 PUBLIC = {
@@ -198,12 +201,14 @@ def test_compiles_to_one_graph(name, layout, dynamo):
 @pytest.mark.parametrize("name", PUBLIC)
 def test_compiles_for_any_size(name, dynamo):
     """Dynamic shapes: one compilation serves all sizes."""
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(PUBLIC[name], backend=counter, fullgraph=True, dynamic=True)
+    counts = set()
     for size in ((6, 5), (8, 10), (11, 7)):
         x = randn(2, 4, *size, dtype=torch.float32)
         torch.testing.assert_close(compiled(x), PUBLIC[name](x))
-    assert counter.frame_count == 1
+        counts.add(counter.frame_count)
+    assert len(counts) == 1
 
 
 @pytest.mark.parametrize(
@@ -226,7 +231,6 @@ def test_gradient_penalty_in_one_graph(name, dynamo):
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.xfail(reason="forward-mode derivatives are silently zero", strict=True)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_forward_mode_is_refused_or_right(name):
     x, v = randn(2, 4, 6, 5), randn(2, 4, 6, 5, seed=1)
@@ -234,6 +238,36 @@ def test_forward_mode_is_refused_or_right(name):
     try:
         with forward_ad.dual_level():
             got = forward_ad.unpack_dual(PUBLIC[name](forward_ad.make_dual(x, v))).tangent
+    except (NotImplementedError, RuntimeError):
+        return
+    assert got is not None
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_forward_mode_by_function_transforms_is_refused_or_right(name):
+    x, v = randn(2, 4, 6, 5), randn(2, 4, 6, 5, seed=1)
+    try:
+        got = torch.func.jvp(PUBLIC[name], (x,), (v,))[1]
+    except (NotImplementedError, RuntimeError):
+        return
+    torch.testing.assert_close(got, torch.autograd.functional.jvp(PUBLIC[name], x, v)[1])
+
+
+@pytest.mark.xfail(reason="the adjoint ops drop a tangent of the gradient silently", strict=True)
+@pytest.mark.parametrize(
+    "name", ["upfirdn2d", "bias_leaky_relu", "bias_leaky_relu_down", "ada_group_norm_silu"]
+)
+def test_forward_mode_through_backward_is_refused_or_right(name):
+    x = randn(2, 4, 6, 5).requires_grad_()
+    y = PUBLIC[name](x)
+    g = randn(*y.shape, seed=1)
+    want = torch.autograd.grad(y, x, g, retain_graph=True)[0]
+    try:
+        with forward_ad.dual_level():
+            # The derivative of a linear map along g, at g, is the map itself.
+            (gradient,) = torch.autograd.grad(y, x, forward_ad.make_dual(g, g))
+            got = forward_ad.unpack_dual(gradient).tangent
     except (NotImplementedError, RuntimeError):
         return
     assert got is not None

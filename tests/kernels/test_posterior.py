@@ -72,7 +72,6 @@ def test_gradients_are_the_coefficients():
     torch.testing.assert_close(x_next.grad, want[:, 1:2].expand(3, 2))
 
 
-@pytest.mark.xfail(reason="noise that requires a gradient silently gets none", strict=True)
 def test_noise_gets_a_gradient_or_is_refused():
     x0, x_next, t, noise = inputs((3, 2))
     try:

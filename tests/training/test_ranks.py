@@ -9,43 +9,29 @@ def relative_error(got: torch.Tensor, want: torch.Tensor, floor: float) -> float
     return float((got - want).double().norm() / max(want.double().norm(), floor))
 
 
-def grouped(batch: int):
-    """One process of xdist runs all tests of a batch size, and so the runs once."""
-    return pytest.param(batch, marks=pytest.mark.xdist_group(f"ranks{batch}"))
-
-
-@pytest.fixture(scope="module", params=[grouped(8), grouped(16)])
-def runs(request, tmp_path_factory):
+@pytest.mark.parametrize("batch", [8, 16])
+def test_run_does_not_depend_on_ranks_or_micro_batches(tmp_path, batch):
     """20 float64 steps, R1 in between, at one global batch: whole, on 2 ranks, in 2 parts."""
-    folder = tmp_path_factory.mktemp(f"batch{request.param}")
     common = {
-        "run__batch_size": request.param,
+        "run__batch_size": batch,
         "run__precision": "fp64",
         "run__steps": 20,
         "run__checkpoint_every": 20,
         "model__dropout": 0.1,
     }
-    record(tiny(folder / "one", **common))
-    ranks = run_ranks(tiny(folder / "two", **common), 2, folder / "ranks")
-    record(tiny(folder / "parts", **common, run__micro_batch=request.param // 2))
-    return folder, ranks
-
-
-@pytest.mark.parametrize("other", ["two", "parts"])
-def test_run_does_not_depend_on_ranks_or_micro_batches(runs, other):
-    folder, _ = runs
-    want, got = (tensors_of(final_state(folder / name)) for name in ("one", other))
-    assert want.keys() == got.keys()
-    errors = {key: float((got[key] - want[key]).abs().max()) for key in want}
-    worst = max(errors, key=errors.get)
-    assert errors[worst] < 1e-8, (worst, errors[worst])
-
-
-def test_ranks_hold_bit_identical_weights_after_every_step(runs):
-    _, (first, second) = runs
-    assert len(first["digests"]) == 20
+    record(tiny(tmp_path / "one", **common))
+    first, second = run_ranks(tiny(tmp_path / "two", **common), 2, tmp_path / "ranks")
+    record(tiny(tmp_path / "parts", **common, run__micro_batch=batch // 2))
+    want = tensors_of(final_state(tmp_path / "one"))
+    for other in ("two", "parts"):
+        got = tensors_of(final_state(tmp_path / other))
+        assert want.keys() == got.keys()
+        errors = {key: float((got[key] - want[key]).abs().max()) for key in want}
+        worst = max(errors, key=errors.get)
+        assert errors[worst] < 1e-8, (other, worst, errors[worst])
+    # Ranks hold bit-identical weights after every step, and the weights do move.
     assert first["digests"] == second["digests"]
-    assert len(set(first["digests"])) == 20  # the weights do move
+    assert len(set(first["digests"])) == 20
 
 
 def test_first_step_agrees_in_float32(tmp_path):

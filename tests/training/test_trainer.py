@@ -10,11 +10,12 @@ import time
 
 import pytest
 import torch
+from tiny_runs import final_state, tensors_of, tiny
+
 from ddgan_fast.config import save_yaml
 from ddgan_fast.training import checkpoint, trainer
 from ddgan_fast.training.checkpoint import CheckpointError
 from ddgan_fast.training.guard import NonFiniteError
-from tiny_runs import final_state, tensors_of, tiny
 
 
 def train(cfg):
@@ -272,3 +273,17 @@ def test_bf16_and_contiguous_runs_work(tmp_path):
     train(tiny(tmp_path / "nhwc", run__steps=3))
     a, b = (final_state(tmp_path / name)["generator"] for name in ("nchw", "nhwc"))
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 2e-2
+
+
+def test_threads_are_set_for_the_run_only(tmp_path, monkeypatch):
+    seen = []
+    step = trainer.Run._take_step
+    monkeypatch.setattr(
+        trainer.Run,
+        "_take_step",
+        lambda run, batch: (seen.append(torch.get_num_threads()), step(run, batch)),
+    )
+    before = torch.get_num_threads()
+    train(tiny(tmp_path / "run", run__threads=before + 1, run__steps=1))
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from ddgan_fast.config import Config, from_dict, load_config, save_yaml, to_dict
 from ddgan_fast.training import trainer
 

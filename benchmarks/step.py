@@ -1,0 +1,156 @@
+"""The case "step": one training step, both networks updated, as a run takes it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ddgan_fast.config import Config, load_config
+from ddgan_fast.data import build_dataset
+from ddgan_fast.data.device import to_model_input
+from ddgan_fast.data.torch_loader import Batch
+from ddgan_fast.training.parallel import start
+from ddgan_fast.training.steps import Draws, MicroBatch
+from ddgan_fast.training.trainer import Run
+
+from .agreement import FLOAT32_ERROR, distance, wake
+from .reference_recipe import ReferenceRecipe
+from .runner import Case, Options, Provider
+
+
+def build(options: Options, stack: contextlib.ExitStack) -> Case:
+    """The case for a preset with synthetic data that is on the device already.
+
+    Steps with and without R1 are timed separately and weighted by R1's interval.
+
+    Args:
+        options: what to build.
+        stack: closes what the case holds.
+
+    Raises:
+        ValueError: a preset or baseline that cannot be timed.
+    """
+    cfg = _configuration(options)
+    engine = Engine(cfg, options.device, stack)
+    interval = cfg.loss.lazy_reg
+    shares = {"with_r1": 1 / interval}
+    if interval > 1:
+        shares["without_r1"] = 1 - 1 / interval
+    providers = [
+        Provider(
+            "ddgan_fast",
+            engine.run.precision,
+            {"with_r1": lambda: engine.step(True), "without_r1": lambda: engine.step(False)},
+        )
+    ]
+    facts = {"preset": options.preset, "batch": options.batch, "r1_every": interval}
+    if options.baseline is None:
+        return Case("step", providers, shares, options.batch, options.device, facts)
+    recipe = ReferenceRecipe(cfg, options.device)
+    recipe.generator.load_state_dict(engine.run.generator.state_dict())
+    recipe.discriminator.load_state_dict(engine.run.discriminator.state_dict())
+    real = to_model_input(engine.batch.images, engine.batch.flip, channels_last=False)
+    providers.append(
+        Provider(
+            options.baseline,
+            "fp32",
+            {
+                "with_r1": lambda: recipe.step(real, True),
+                "without_r1": lambda: recipe.step(real, False),
+            },
+        )
+    )
+    return Case(
+        "step",
+        providers,
+        shares,
+        options.batch,
+        options.device,
+        facts,
+        lambda: differences(engine, recipe, real),
+    )
+
+
+def _configuration(options: Options) -> Config:
+    cfg = load_config(options.preset, {"run.batch_size": options.batch})
+    if cfg.model.kind == "mlp" and options.baseline is not None:
+        raise ValueError(
+            f"the reference recipe is for images, and {options.preset} is for points: "
+            "leave --baseline away."
+        )
+    if cfg.model.kind != "mlp":
+        cfg.data.source, cfg.data.path = "synthetic", None
+    if cfg.run.precision == "fp64":
+        raise ValueError("run.precision is 'fp64', which is for tests: time fp32 or bf16.")
+    cfg.run.tensorboard = False
+    cfg.run.sample_every = 0
+    return cfg
+
+
+class Engine:
+    """A run of ours whose steps are taken by hand, on one batch."""
+
+    def __init__(self, cfg: Config, device: torch.device, stack: contextlib.ExitStack) -> None:
+        run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="ddgan-bench-"))
+        ranks = stack.enter_context(start(str(device)))
+        self.run = Run(cfg, build_dataset(cfg), ranks, Path(run_dir), True, stack)
+        wake(self.run.generator, 0)
+        wake(self.run.discriminator, 1)
+        indices, flip = self.run.plan.batch(0)
+        images = torch.from_numpy(self.run.dataset.fetch(indices)).to(device)
+        mirror = torch.from_numpy(flip).to(device) if images.dtype == torch.uint8 else None
+        self.batch = Batch(images, mirror, 0)
+
+    def step(self, penalize: bool) -> None:
+        """One training step, with R1 or without."""
+        self.run.step = 0 if penalize else 1
+        self.run._take_step(self.batch)
+
+
+def differences(engine: Engine, recipe: ReferenceRecipe, real: torch.Tensor) -> Iterator[str]:
+    """Compare losses and gradients at equal weights, batch and draws."""
+    images, flip = engine.run._network_input(engine.batch)
+    # Float32 convolutions on a GPU may be rounded to TF32 while timed, but not here.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for what, penalize in (("D with R1", True), ("D without R1", False), ("G", None)):
+            draws = recipe.draw(real)
+            truth = _published(recipe, real, draws, penalize)
+            allowed = dict.fromkeys(truth, FLOAT32_ERROR)
+            if engine.run.precision == "bf16":
+                with torch.autocast(real.device.type, torch.bfloat16):
+                    coarse = _published(recipe, real, draws, penalize)
+                for name, value in coarse.items():
+                    allowed[name] = max(FLOAT32_ERROR, 2 * distance(value, truth[name]))
+            ours = _ours(engine.run, MicroBatch(images, flip, draws), penalize)
+            for name, value in truth.items():
+                found = distance(ours[name], value)
+                if not found <= allowed[name]:
+                    yield f"{what}: {name} is off by {found:.1e}, {allowed[name]:.1e} is allowed"
+
+
+def _published(
+    recipe: ReferenceRecipe, real: torch.Tensor, draws: Draws, penalize: bool | None
+) -> dict[str, torch.Tensor]:
+    if penalize is None:
+        return _outcome(recipe.generator_gradients(real, draws), recipe.generator)
+    losses = recipe.discriminator_gradients(real, draws, penalize)
+    return _outcome(losses, recipe.discriminator)
+
+
+def _ours(run: Run, micro: MicroBatch, penalize: bool | None) -> dict[str, torch.Tensor]:
+    if penalize is None:
+        return _outcome(run.train_step.generator_gradients([micro]), run.generator)
+    losses = run.train_step.discriminator_gradients([micro], penalize)
+    return _outcome(losses, run.discriminator)
+
+
+def _outcome(losses: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """Mean losses by name, and the network's gradient."""
+    gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+    means = {f"loss {name}": values.mean() for name, values in losses.items()}
+    return means | {"the gradient": torch.cat(gradients)}
