@@ -122,6 +122,7 @@ def counts(sass):
         "wide_stores": wide("STG"),
         "loaded": sum(moved(t) for t in hot if "LDG" in t),
         "stored": sum(moved(t) for t in hot if "STG" in t),
+        "packs": sorted({t.split()[0] for t in hot if t.startswith("F2F")}),
     }
 
 
