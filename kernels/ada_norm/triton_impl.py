@@ -138,7 +138,7 @@ def ada_group_norm_silu_backward(
         grad = torch.empty_like(p.x, dtype=grad.dtype).copy_(grad)
     da, product = mean.new_empty((2, n, p.chunks, c)).unbind()
     first, second = mean.new_empty((2, n, groups)).unbind()
-    given = (grad, p.x, scale.contiguous(), shift.contiguous(), mean.contiguous(), rstd.contiguous())
+    given = (grad, p.x, *(v.contiguous() for v in (scale, shift, mean, rstd)))
     cut = (c, s, p.chunks, p.blocks, groups, c // groups, *p.steps)
     with on_device_of(x):
         kernels.backward_sums[p.grid](*given, da, product, *cut, SILU=silu, **p.meta)

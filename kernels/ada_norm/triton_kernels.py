@@ -80,7 +80,7 @@ def combine_moments(
     tl.store(mean_ptr + pid, mean)
     variance = square / count + EPS
     # The correctly rounded root exists for float32 only.
-    root = tl.sqrt(variance) if ACC == tl.float64 else tl.sqrt_rn(variance)
+    root = tl.sqrt_rn(variance) if ACC == tl.float32 else tl.sqrt(variance)  # noqa: SIM300
     tl.store(rstd_ptr + pid, 1.0 / root)
 
 

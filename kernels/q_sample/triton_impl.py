@@ -16,7 +16,8 @@ def pair_kernel(
     x0_ptr, t_ptr, tables_ptr, flip_ptr, noise_next_ptr, noise_t_ptr, seed_ptr, index_ptr,
     x_t_ptr, x_next_ptr, N, T, per_sample, space, width,
     BYTES: tl.constexpr, FLIP: tl.constexpr, LAST: tl.constexpr, ALIGNED: tl.constexpr,
-    DRAWN: tl.constexpr, HAS_INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, ACC: tl.constexpr,
+    DRAWN: tl.constexpr, HAS_INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """x_t = tables[t, 0] * x0 + tables[t, 1] * noise_t; x_{t+1} likewise from x_t."""
     n, block, position = philox.place(N, per_sample, index_ptr, HAS_INDEX, BLOCK_N, BLOCK_B)

@@ -49,8 +49,12 @@ ELSEWHERE = 1.3
 @cache
 def compiled(arch, layout):
     """One row of counts per kernel."""
+    return [json.loads(line) for line in output(str(arch), layout).splitlines()]
+
+
+def output(*arguments):
     result = subprocess.run(
-        [sys.executable, str(HERE / "triton_aot.py"), str(arch), layout],
+        [sys.executable, str(HERE / "triton_aot.py"), *arguments],
         cwd=HERE.parents[1],
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])},
@@ -58,7 +62,7 @@ def compiled(arch, layout):
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return result.stdout
 
 
 def per_number(row):
@@ -86,6 +90,11 @@ def test_channels_first_compiles_without_spills(arch):
     rows = compiled(arch, "nchw")
     assert {(row["case"], row["kernel"]) for row in rows} == set(BUDGETS)
     assert all(row["spills"] == 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_smallest_tensors_and_float64_compile():
+    assert int(output("edges")) > 30
 
 
 def test_results_are_rounded_to_the_nearest():

@@ -1,8 +1,8 @@
-"""Compiles the Triton kernels of one call of an op to machine code, without a GPU, and counts.
+"""Compiles the Triton kernels of an op's call to machine code, without a GPU, and counts.
 
-Call it with an architecture (90) and a layout (nhwc, nchw). The op's own launch code runs on meta tensors, so tiles and specialisations are those of a real
-launch; only the launch itself is left out. Must run in a process of its own: a stand-in takes
-the place of Triton's driver.
+Call it with an architecture (90) and a layout (nhwc, nchw), or with "edges". The op's own launch
+code runs on meta tensors, so tiles and specialisations are those of a real launch; only the launch
+itself is left out. Must run in a process of its own: a stand-in takes the place of Triton's driver.
 """
 
 import json
@@ -148,7 +148,8 @@ def cases(order):
     taps, bias = empty(4, dtype=torch.float32), empty(32, 256)
     x, vector = image(64, 256), empty(32, 64)
     statistics = empty(32, 16, dtype=torch.float32)
-    t, seed, flip = (empty(n, dtype=d) for n, d in ((32, torch.int64), (1, torch.int64), (32, torch.bool)))
+    t, seed = empty(32, dtype=torch.int64), empty(1, dtype=torch.int64)
+    flip = empty(32, dtype=torch.bool)
     pixels = image(3, 256, dtype=torch.float32)
     table = empty(5, 4, dtype=torch.float32)
     images = torch.empty((32, 256, 256, 3), dtype=torch.uint8, device="meta")
@@ -180,6 +181,58 @@ def cases(order):
     }
 
 
+def edges():
+    """Calls whose sizes of 1, which Triton compiles in, or whose dtypes need care."""
+    from ddgan_fast.kernels.ada_norm import triton_impl as ada
+    from ddgan_fast.kernels.bias_act import triton_impl as act
+    from ddgan_fast.kernels.posterior import triton_impl as posterior
+    from ddgan_fast.kernels.q_sample import triton_impl as q_sample
+    from ddgan_fast.kernels.upfirdn import triton_impl as fir
+
+    def e(*shape, dtype=torch.float32):
+        return empty(*shape, dtype=dtype)
+
+    def i(n):
+        return e(n, dtype=torch.int64)
+
+    double = torch.float64
+    pixel, one = e(1, 1, 1, 1), e(1, 1)
+    rows, wide = e(4, 8), e(1, 24, 5, 3, dtype=double)
+    vector, statistics = e(1, 24), e(1, 8, dtype=double)
+    yield lambda: ada.ada_group_norm_silu(rows, rows, rows, 2, 1e-6, True)
+    yield lambda: ada.ada_group_norm_silu(pixel, one, one, 1, 1e-6, False)
+    yield lambda: ada.ada_group_norm_silu(wide, vector, vector, 8, 1e-6, True)
+    yield lambda: ada.ada_group_norm_silu_backward(
+        rows, rows, rows, rows, e(4, 2), e(4, 2), 2, 1e-6, True
+    )
+    yield lambda: ada.ada_group_norm_silu_backward(
+        pixel, pixel, one, one, one, one, 1, 1e-6, True
+    )
+    yield lambda: ada.ada_group_norm_silu_backward(
+        wide, wide, vector, vector, statistics, statistics, 8, 1e-6, True
+    )
+    points = e(512, 2)
+    yield lambda: posterior.sample_posterior(
+        points, points, i(512), e(8, 3), None, i(1), None
+    )
+    yield lambda: posterior.sample_posterior(one, one, i(1), e(1, 3), one, None, None)
+    yield lambda: q_sample.q_sample_pair(
+        points, i(512), e(8, 4), None, None, None, i(1), i(512)
+    )
+    yield lambda: q_sample.q_sample_pair(
+        pixel, i(1), e(1, 4), None, pixel, pixel, None, None
+    )
+    for k, up, down, padding in ((4, 2, 1, 2), (1, 1, 1, 0), (2, 1, 2, 1), (5, 3, 2, 4)):
+        for x in (pixel, e(1, 3, 2, 2, dtype=double)):
+            for taps in (e(k), e(k, k)):
+                yield lambda x=x, taps=taps, up=up, down=down, padding=padding: fir.upfirdn2d(
+                    x, taps, [up] * 2, [down] * 2, [padding] * 4, False, 4.0
+                )
+    yield lambda: act.bias_leaky_relu(e(4, 3), e(4, 3), 1.3, 1.0)
+    yield lambda: act.bias_leaky_relu(pixel, e(1), 0.0, 2.0)
+    yield lambda: act.bias_leaky_relu_down(e(1, 1, 2, 2), one, e(5), 0.2)
+
+
 def main(arch, layout):
     """Print one JSON row per kernel."""
     order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
@@ -190,4 +243,7 @@ def main(arch, layout):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    if sys.argv[1] == "edges":
+        print(sum(len(compiled(call, 90)) for call in edges()))
+    else:
+        main(int(sys.argv[1]), sys.argv[2])
