@@ -4,11 +4,17 @@ import torch
 from kernel_helpers import FLOOR, assert_as_good_as_plain, laid_out, randn
 from test_op_registration import SAMPLES
 
-from ddgan_fast.kernels import q_sample_pair, sample_posterior, use_backend
+from ddgan_fast.kernels import (
+    bias_leaky_relu_down,
+    q_sample_pair,
+    sample_posterior,
+    upfirdn2d,
+    use_backend,
+)
 
 SAMPLE_LAYOUTS = ("nchw", "channels_last")
 # Sizes that fill several tiles: odd, not a multiple of eight channels, and one that is.
-LARGER = ((2, 24, 37, 21), (1, 64, 32, 34))
+LARGER = ((2, 24, 37, 21), (1, 64, 32, 36))
 
 
 def moved(value, device, dtype):
@@ -100,6 +106,24 @@ def check_drawn(device):
         assert torch.equal(nhwc, whole)
         part = sample_posterior(x[1:], x[1:], t[1:], posterior, seed=seed, index=index[1:])
         assert torch.equal(part, whole[1:])
+
+
+def check_borders(device):
+    """Every remainder of the width, where neighbouring columns are made in pairs."""
+    taps = torch.tensor([0.1, 0.2, 0.3, 0.4], device=device)
+    for width in range(2, 9):
+        x = laid_out(randn(1, 2, 4, width, dtype=torch.float32), "channels_last").to(device)
+        bias = torch.tensor([3.0, -3.0], device=device)
+        both = {}
+        for backend in ("torch", "triton"):
+            with use_backend(backend):
+                both[backend] = (
+                    bias_leaky_relu_down(x, bias, taps),
+                    upfirdn2d(x, taps, padding=(2, 1)),
+                    upfirdn2d(x, taps, up=2, padding=(width % 3 - 1, 3)),
+                )
+        for got, want in zip(both["triton"], both["torch"], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 def check_larger(device, dtype):

@@ -5,7 +5,13 @@ import torch
 import triton
 import triton.language as tl
 from kernel_helpers import DTYPES
-from triton_agreement import SAMPLE_LAYOUTS, check_drawn, check_larger, check_op
+from triton_agreement import (
+    SAMPLE_LAYOUTS,
+    check_borders,
+    check_drawn,
+    check_larger,
+    check_op,
+)
 
 from ddgan_fast.kernels import (
     _library,
@@ -30,6 +36,10 @@ def test_agrees_with_torch(name, layout, dtype):
 
 def test_drawn_numbers_agree_with_torch():
     check_drawn("cpu")
+
+
+def test_borders_agree_with_torch():
+    check_borders("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
