@@ -73,6 +73,9 @@ def _accepts_taps(position: int) -> Any:
         taps = args[position]
         if max(taps.shape) > MAX_TAPS:
             return f"its kernels take up to {MAX_TAPS} taps, not {list(taps.shape)}"
+        factors = args[2] if position == 1 else (1, 1)
+        if args[0][:1].numel() * factors[0] * factors[1] > _SAMPLE_LIMIT:
+            return "the result of one sample is too large for 32-bit offsets"
         return _accepts(*args)
 
     return accepts

@@ -18,6 +18,12 @@ TANGENT = tl.constexpr(2)
 MASK = tl.constexpr(3)
 """Filter x, then multiply by leaky_relu'(z + bias)."""
 
+# No compilation of their own for sizes of 1 or multiples of 16: only strides decide about the
+# width of loads.
+_SIZES = (
+    "H W OH OW pad_x pad_y first_x first_y across strips blocks blocks_p blocks_c".split()
+)
+
 
 @triton.jit
 def leaky(v, SLOPE: tl.constexpr):
@@ -121,7 +127,7 @@ def _row_down(
     return left, right, in_h.to(ACC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def down2(
     x_ptr, z_ptr, bias_ptr, taps_ptr, y_ptr,
     C, H, W, OH, OW, pad_x, pad_y, across, strips, blocks,
@@ -212,7 +218,7 @@ def _row_same(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, t0, t1, t2
     return left, right
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def same(
     x_ptr, z_ptr, bias_ptr, taps_ptr, y_ptr,
     C, H, W, OH, OW, pad_x, pad_y, across, strips, blocks,
@@ -284,7 +290,7 @@ def _store_pair(y_ptr, z_ptr, even, odd, row, OH, at, in_even, in_odd, out_h, ou
     tl.store(y_ptr + (at + out_w), odd.to(y_ptr.dtype.element_ty), mask=in_odd & in_h)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def up2(
     x_ptr, z_ptr, bias_ptr, taps_ptr, y_ptr,
     C, H, W, OH, OW, pad_x, pad_y, first_x, first_y, across, strips, blocks,
@@ -334,7 +340,7 @@ def up2(
         even1, odd1 = even2, odd2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def general(
     x_ptr, z_ptr, bias_ptr, taps_ptr, y_ptr,
     C, H, W, OH, OW, pad_x, pad_y, blocks_p, blocks_c,

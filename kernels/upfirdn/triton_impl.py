@@ -155,9 +155,10 @@ def launch_rolling(
     across, blocks = cdiv(columns, block_x), cdiv(channels, block_c)
     strip = rows
     if not INTERPRET:
-        strip = next(
-            (r for r in _ROWS if n * across * blocks * cdiv(rows, r) >= _PROGRAMS), _ROWS[-1]
-        )
+        # Rows beyond the image would be computed for nothing.
+        fitting = [r for r in _ROWS if r < 2 * rows] or _ROWS[-1:]
+        full = (r for r in fitting if n * across * blocks * cdiv(rows, r) >= _PROGRAMS)
+        strip = next(full, fitting[-1])
     strips = cdiv(rows, strip)
     kernel[(n * strips * across * blocks,)](
         *pointers,
