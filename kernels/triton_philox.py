@@ -4,6 +4,9 @@ The integers are equal bit for bit. The logarithm, sine and cosine are written o
 approximations on GPUs, and a small radius would lose half its digits to them.
 """
 
+# Of a kernel's parameters only the compile-time ones have a type to write down.
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 import triton

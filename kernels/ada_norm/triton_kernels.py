@@ -5,6 +5,9 @@ per group in a fixed order (no atomics: results repeat), the third applies. Tile
 channels] with strides for both, so one kernel serves NHWC and NCHW.
 """
 
+# Of a kernel's parameters only the compile-time ones have a type to write down.
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 import triton

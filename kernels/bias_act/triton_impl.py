@@ -1,5 +1,8 @@
 """Bias + leaky ReLU with Triton, alone or around FIR downsampling by 2."""
 
+# Of a kernel's parameters only the compile-time ones have a type to write down.
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,8 @@
 """Posterior sampling with Triton: one pass, the noise drawn in the kernel or handed in."""
 
+# Of a kernel's parameters only the compile-time ones have a type to write down.
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 import torch

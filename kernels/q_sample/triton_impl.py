@@ -1,5 +1,8 @@
 """The diffused pair with Triton: one pass, from floats or straight from uint8 images."""
 
+# Of a kernel's parameters only the compile-time ones have a type to write down.
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 import torch

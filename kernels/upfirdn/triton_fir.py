@@ -4,6 +4,9 @@ Every kernel works on tiles [columns or pixels, channels] of one sample. Half pr
 right after the load: Triton's interpreter cannot compute in bfloat16.
 """
 
+# Of a kernel's parameters only the compile-time ones have a type to write down.
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 import triton
@@ -20,9 +23,10 @@ MASK = tl.constexpr(3)
 
 # No compilation of their own for sizes of 1 or multiples of 16: only strides decide about the
 # width of loads.
-_SIZES = (
-    "H W OH OW pad_x pad_y first_x first_y across strips blocks blocks_p blocks_c".split()
-)
+_SIZES = [
+    *("H", "W", "OH", "OW", "pad_x", "pad_y", "first_x", "first_y"),
+    *("across", "strips", "blocks", "blocks_p", "blocks_c"),
+]
 
 
 @triton.jit
