@@ -14,6 +14,7 @@ from .._library import define, refuse_tangents
 from ..cuda_library import register as register_cuda
 from ..layout import in_order_of, memory_format
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from ..upfirdn.op import output_size
 from . import ref
 
@@ -241,5 +242,5 @@ for _name, _function in (
     ("bias_leaky_relu_down_tangent", _run_tangent),
 ):
     register_backend(_name, "torch", _function)
-for _name in ("", "_grad", "_down", "_down_grad", "_down_tangent"):
-    register_cuda(f"bias_leaky_relu{_name}", "bias_act", f"bias_leaky_relu{_name}")
+    register_triton(_name, "bias_act.triton_impl")
+    register_cuda(_name, "bias_act", _name)

@@ -11,6 +11,7 @@ from .._library import define, refuse_tangents
 from ..cuda_library import register as register_cuda
 from ..layout import memory_format
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from . import ref
 
 
@@ -147,3 +148,4 @@ _upfirdn2d = define(
 )
 register_backend("upfirdn2d", "torch", _run)
 register_cuda("upfirdn2d", "upfirdn", "upfirdn2d")
+register_triton("upfirdn2d", "upfirdn.triton_impl")
