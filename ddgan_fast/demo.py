@@ -24,6 +24,7 @@ JUDGED = 1000
 SHOWN = 100
 
 _SEED = 0
+_CELL = 64  # pixels of a digit in the picture
 _EXTRA = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 
 
@@ -71,7 +72,7 @@ def report(cfg: Config, run_dir: Path) -> str:
         The lines for the user, the result first.
     """
     from .evaluation.digits import digit_judge
-    from .images import grid, readable_scale, save_png
+    from .images import grid, save_png
     from .plots import loss_curve
     from .sampling import load_generator
 
@@ -80,7 +81,8 @@ def report(cfg: Config, run_dir: Path) -> str:
     images = _draw(model)
     before, after = _scores(judge, _draw(_untrained(cfg))), _scores(judge, images)
     pictures = run_dir / "samples.png", run_dir / "losses.png"
-    save_png(pictures[0], grid(images[:SHOWN], columns=10, scale=readable_scale(images.shape[1])))
+    scale = max(1, _CELL // images.shape[1])
+    save_png(pictures[0], grid(images[:SHOWN], columns=10, scale=scale, smooth=True))
     loss_curve(run_dir / "log.jsonl", pictures[1])
     program, where = _program(), shlex.quote(str(run_dir))
     steps = 2 * (model.step or cfg.run.steps)

@@ -56,6 +56,7 @@ def grid(
     border: int = 1,
     scale: int = 1,
     border_value: int = 128,
+    smooth: bool = False,
 ) -> np.ndarray:
     """Lay images out in rows, each with a border around it.
 
@@ -63,8 +64,10 @@ def grid(
         images: uint8 [N, H, W, C] with 1, 3 or 4 channels.
         columns: images per row; default: as square as possible.
         border: width in pixels of the result.
-        scale: integer factor by which every pixel is repeated.
+        scale: integer factor of enlargement.
         border_value: brightness of borders and empty cells, which are opaque.
+        smooth: enlarge by bicubic interpolation, not by repeating pixels: small images are easier
+            to recognise so.
 
     Returns:
         uint8 [H', W', C].
@@ -87,9 +90,20 @@ def grid(
         result[..., 3] = 255
     for i, image in enumerate(images):
         y, x = border + i // columns * step_y, border + i % columns * step_x
-        cell = image.repeat(scale, axis=0).repeat(scale, axis=1)
+        cell = _enlarged(image, scale, smooth)
         result[y : y + height * scale, x : x + width * scale] = cell
     return result
+
+
+def _enlarged(image: np.ndarray, scale: int, smooth: bool) -> np.ndarray:
+    if not smooth or scale == 1:
+        return image.repeat(scale, axis=0).repeat(scale, axis=1)
+    size = image.shape[1] * scale, image.shape[0] * scale
+    channels = [
+        np.asarray(Image.fromarray(image[..., c]).resize(size, Image.Resampling.BICUBIC))
+        for c in range(image.shape[2])
+    ]
+    return np.stack(channels, 2)
 
 
 def save_png(path: Path | str, array: np.ndarray) -> None:
@@ -146,7 +160,7 @@ def write_images(
         images: uint8 [N, H, W, C] with 1, 3 or 4 channels, or an iterator of such batches.
         out_path: file or folder; folders on the way are made.
         columns: images per row of a grid; default: as square as possible.
-        scale: enlargement of a grid; default: by ``readable_scale``.
+        scale: enlargement of a grid by whole pixels; default: smoothly, by ``readable_scale``.
 
     Returns:
         The number of images.
@@ -163,7 +177,7 @@ def write_images(
     if suffix == ".png":
         everything = np.concatenate(list(batches))
         zoom = scale or readable_scale(min(everything.shape[1:3]))
-        save_png(path, grid(everything, columns, scale=zoom))
+        save_png(path, grid(everything, columns, scale=zoom, smooth=scale is None))
         return len(everything)
     with atomic_open(path) as file:
         return (_write_zip if suffix == ".zip" else _write_npz)(batches, file)

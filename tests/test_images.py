@@ -105,7 +105,7 @@ def test_every_format_gives_the_images_back(tmp_path, channels):
     with np.load(tmp_path / "x.npz") as opened:
         assert opened.files == ["arr_0"]
         np.testing.assert_array_equal(opened["arr_0"], images)
-    np.testing.assert_array_equal(pixels(tmp_path / "x.PNG", channels), grid(images, scale=6))
+    np.testing.assert_array_equal(pixels(tmp_path / "x.PNG", channels), grid(images, scale=6, smooth=True))
     assert names(tmp_path) == ["new", "x.PNG", "x.npz"]
     assert names(tmp_path / "new") == ["folder", "x.zip"]
 
@@ -221,3 +221,15 @@ def test_missing_matplotlib_is_named(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"pip install 'ddgan_fast\[demo\]'"):
         scatter_points(np.zeros((5, 2)), np.eye(2), tmp_path / "points.png")
     assert names(tmp_path) == []
+
+
+def test_smooth_enlargement_keeps_sizes_borders_and_flat_areas():
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    images[1, :, :, 1] = 200
+    result = grid(images, columns=2, scale=6, border_value=7, smooth=True)
+    blocks = grid(images, columns=2, scale=6, border_value=7)
+    np.testing.assert_array_equal(result, blocks)
+    images[1, 3, 3] = 255
+    result = grid(images, columns=2, scale=6, border_value=7, smooth=True)
+    assert result.shape == blocks.shape
+    assert len(np.unique(result)) > 10

@@ -108,5 +108,5 @@ def _write(stem: Path, samples: np.ndarray) -> Path:
             np.savez(file, samples)
         return path
     path = stem.with_suffix(".png")
-    save_png(path, grid(samples, scale=readable_scale(samples.shape[1])))
+    save_png(path, grid(samples, scale=readable_scale(samples.shape[1]), smooth=True))
     return path
