@@ -253,10 +253,10 @@ def same(
     in_right = (2 * pair + 1 < OW) & in_c
     # The first three rows only fill the window.
     for r in range(ROWS + 3):
-        oy = first + r - 3
+        oy = first - 3 + r
         left, right = _row_same(x_ptr, oy + 3 - pad_y, H, W, stride_h, stride_w, column, at, in_c,
                                 t0, t1, t2, t3, ACC)  # fmt: skip
-        inside = (r >= 3) & (oy < OH)
+        inside = (oy >= first) & (oy < OH)
         y = y_ptr + oy * out_h + out
         tl.store(y, (left0 + g3 * left).to(y_ptr.dtype.element_ty), mask=in_left & inside)
         tl.store(y + out_w, (right0 + g3 * right).to(y_ptr.dtype.element_ty),

@@ -116,6 +116,7 @@ def counts(sass):
         "instructions": len(everything),
         "spills": amount(everything, "LDL") + amount(everything, "STL"),
         "hot": len(hot),
+        "hot_spills": amount(hot, "LDL") + amount(hot, "STL"),
         "loads": amount(hot, "LDG"),
         "wide_loads": wide("LDG"),
         "stores": amount(hot, "STG"),
