@@ -111,7 +111,8 @@ class Suite:
             code = self.process(name, records, left, entry, before)
             processes += 1
             if code not in (0, None, DEVICE_LOST) and len(read(records)) <= seen + 1:
-                break  # it dies before it does anything
+                entry["error"] = f"its process ended with code {code} at once: see log.txt"
+                break
         self.merge(records, entry, before)
         entry["processes"] = processes
         entry["seconds"] = round(time.monotonic() - began, 1)

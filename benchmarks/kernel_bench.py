@@ -72,9 +72,11 @@ def providers(case: KernelCase, device: torch.device) -> dict[str, Function]:
     found["eager"] = op.plain
     found.update(op.others)
     if case.compiled and device.type == "cuda":
+        from torch._functorch import config as functorch_config
+
         torch._dynamo.reset()
         # The graph of a timed backward pass is kept for the next round.
-        torch._functorch.config.donated_buffer = False
+        functorch_config.donated_buffer = False
         found["compile"] = torch.compile(op.others.get("grouped_conv", op.plain), dynamic=False)
     return found
 
