@@ -40,14 +40,14 @@ _TINY: dict[str, Any] = {
 def units(part: str, child: Child) -> list[Unit]:
     """The units of one of these parts."""
     if part == "train":
-        found = [("digits", partial(_train, child, "digits"))]
+        found: list[Unit] = [("digits", partial(_train, child, "digits"))]
         if child.images:
             found.append(("images", partial(_train, child, "celebahq256")))
         return found
     if part == "ablation":
         chains = ["torch", *_usable(child)]
         return [(chain, partial(_ablation, child, chain)) for chain in chains]
-    pairs = STEPS if part == "step" else SAMPLES
+    pairs: tuple[tuple[str, int], ...] = STEPS if part == "step" else SAMPLES
     if child.tiny:
         pairs = (("tiny", 4),)
     time_one = _step if part == "step" else _sample
