@@ -66,6 +66,7 @@ class Clock:
         if self.stream is None:
             call()
             return Timed(call)
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             for _ in range(_WARMUP):
                 call()
