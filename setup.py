@@ -1,9 +1,18 @@
-"""Metadata and packages of ddgan_fast; needs neither torch nor a compiler."""
+"""Metadata and packages of ddgan_fast; needs neither torch nor a compiler.
 
+With DDGAN_FAST_BUILD=1 the CUDA library is compiled into the wheel, which needs both, and
+``--no-build-isolation`` so that the installed torch is seen.
+"""
+
+import importlib.util
+import os
 import re
+import shutil
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "ddgan_fast/__init__.py").read_text())[1]
@@ -19,6 +28,27 @@ if any(next((ROOT / "csrc").glob(pattern), None) for pattern in CUDA_SOURCES):
     MAPPED["ddgan_fast.csrc"] = "csrc"
     packages.append("ddgan_fast.csrc")
 
+
+
+class BuildLibrary(build_ext):
+    """Compiles csrc/ by the project's own builder and puts the library beside the sources."""
+
+    def run(self) -> None:
+        spec = importlib.util.spec_from_file_location("_build", ROOT / "kernels/_build.py")
+        builder = importlib.util.module_from_spec(spec)
+        # Dataclasses look their module up.
+        sys.modules[spec.name] = builder
+        spec.loader.exec_module(builder)
+        inside = Path("csrc") if self.inplace else Path(self.build_lib, "ddgan_fast/csrc")
+        inside.mkdir(parents=True, exist_ok=True)
+        shutil.copy(builder.build(), inside / builder.prebuilt().name)
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+
+# Only when asked for: otherwise the wheel stays pure, and csrc/ is compiled at first use.
+ahead = os.environ.get("DDGAN_FAST_BUILD") == "1" and "ddgan_fast.csrc" in packages
 setup(
     name="ddgan-fast",
     version=VERSION,
@@ -37,6 +67,8 @@ setup(
         "ddgan_fast.csrc": CUDA_SOURCES,
     },
     include_package_data=False,
+    ext_modules=[Extension("ddgan_fast.csrc.library", [])] if ahead else [],
+    cmdclass={"build_ext": BuildLibrary},
     entry_points={"console_scripts": ["ddgan-fast = ddgan_fast.cli:main"]},
     # Triton comes with the CUDA builds of torch; the CPU builds do without.
     install_requires=[

@@ -55,7 +55,7 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
 
     def differences() -> Iterator[str]:
         x, z, noise = sampler.noise(n)
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             found = distance(
                 diffusion.sample_loop(generator, x, z=z, noise=noise),
                 sampler.loop(x, z, noise),

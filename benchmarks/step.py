@@ -116,7 +116,7 @@ def differences(engine: Engine, recipe: ReferenceRecipe, real: torch.Tensor) -> 
     """Compare losses and gradients at equal weights, batch and draws."""
     images, flip = engine.run._network_input(engine.batch)
     # Float32 convolutions on a GPU may be rounded to TF32 while timed, but not here.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for what, penalize in (("D with R1", True), ("D without R1", False), ("G", None)):
             draws = recipe.draw(real)
             truth = _published(recipe, real, draws, penalize)

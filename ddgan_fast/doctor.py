@@ -218,7 +218,15 @@ def _nvcc() -> list[Row]:
 
 
 def _csrc() -> list[Row]:
-    return [Row("csrc", False, "no compiled kernels in this version, and nothing to build")]
+    from .kernels import _build
+
+    library = _build.prebuilt()
+    if library.is_file():
+        return [Row("csrc", True, f"compiled: {library}")]
+    reason = _build.why_not()
+    if reason is not None:
+        return [Row("csrc", False, f"not compiled, and not needed: {reason}")]
+    return [Row("csrc", True, "not compiled; compiled at the first use of backend cuda")]
 
 
 def _dali() -> list[Row]:

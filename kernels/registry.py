@@ -17,6 +17,10 @@ from typing import Any
 BACKENDS = ("cuda", "triton", "torch")
 """All backend names, most preferred first."""
 
+AUTOMATIC = ("torch",)
+"""What "auto" takes on CUDA tensors, most preferred first: backends that have been checked and
+measured on a GPU. The others run when asked for by name."""
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -107,7 +111,7 @@ def select(op: str, args: Sequence[Any]) -> Callable[..., Any]:
             )
         return _table[op][forced].run
     if args[0].device.type == "cuda":
-        for name in BACKENDS:
+        for name in AUTOMATIC:
             if _why_not(op, name) is None and _table[op][name].accepts(*args) is None:
                 return _table[op][name].run
     return _table[op]["torch"].run
@@ -149,9 +153,9 @@ def backend_report() -> list[dict[str, str | bool]]:
     has_gpu = torch.cuda.is_available()
     rows: list[dict[str, str | bool]] = []
     for op in sorted(_table):
-        usable = [n for n in BACKENDS if _why_not(op, n) is None]
         chosen = _choice(op)
         if chosen == "auto":
+            usable = [n for n in AUTOMATIC if _why_not(op, n) is None]
             chosen = usable[0] if has_gpu else "torch"
         for name in BACKENDS:
             reason = _why_not(op, name)

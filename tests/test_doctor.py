@@ -23,7 +23,7 @@ def test_reports_this_machine():
     assert rows["python"].ok and rows["torch"].ok
     assert torch.__version__ in rows["torch"].value
     assert rows["cuda"].ok == torch.cuda.is_available()
-    assert not rows["csrc"].ok and "no compiled kernels in this version" in rows["csrc"].value
+    assert "compiled" in rows["csrc"].value
 
 
 def test_prints_plain_text_where_there_is_no_terminal(capsys):
@@ -196,3 +196,19 @@ def test_reasons_are_said_once():
     assert headers == ("op", "cuda", "torch")
     assert rows == [("a", "-", "chosen"), ("b", "-", "chosen")]
     assert notes == ["  cuda: no kernel (a)", "  cuda: too old (b)"]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "ok", "words"),
+    [(None, False, "not needed: no nvcc"), ("/opt/nvcc", True, "at the first use")],
+)
+def test_compiled_kernels(monkeypatch, tmp_path, compiler, ok, words):
+    from ddgan_fast.kernels import _build
+
+    monkeypatch.setattr(_build, "find_nvcc", lambda: compiler)
+    monkeypatch.setattr(_build, "prebuilt", lambda: tmp_path / "library.so")
+    (row,) = doctor._csrc()
+    assert row.ok is ok and words in row.value
+    (tmp_path / "library.so").touch()
+    (row,) = doctor._csrc()
+    assert row.ok and str(tmp_path) in row.value

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from .._library import define, refuse_tangents
+from ..cuda_library import register as register_cuda
 from ..layout import in_order_of
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from . import ref
 
 
@@ -149,3 +151,7 @@ _forward = define(
 
 register_backend("ada_group_norm_silu", "torch", _run)
 register_backend("ada_group_norm_silu_backward", "torch", _run_backward)
+register_cuda("ada_group_norm_silu", "ada_norm", "forward")
+register_cuda("ada_group_norm_silu_backward", "ada_norm", "backward")
+register_triton("ada_group_norm_silu", "ada_norm.triton_impl")
+register_triton("ada_group_norm_silu_backward", "ada_norm.triton_impl")

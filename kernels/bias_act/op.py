@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from .._library import define, refuse_tangents
+from ..cuda_library import register as register_cuda
 from ..layout import in_order_of, memory_format
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from ..upfirdn.op import output_size
 from . import ref
 
@@ -240,3 +242,5 @@ for _name, _function in (
     ("bias_leaky_relu_down_tangent", _run_tangent),
 ):
     register_backend(_name, "torch", _function)
+    register_triton(_name, "bias_act.triton_impl")
+    register_cuda(_name, "bias_act", _name)

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from .._library import define, refuse_tangents
+from ..cuda_library import register as register_cuda
 from ..layout import in_order_of
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from . import ref
 
 
@@ -115,3 +117,5 @@ _sample_posterior = define(
     backward=_backward,
 )
 register_backend("sample_posterior", "torch", _run)
+register_cuda("sample_posterior", "posterior", "sample_posterior")
+register_triton("sample_posterior", "posterior.triton_impl")

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from .._library import define, refuse_tangents
+from ..cuda_library import register as register_cuda
 from ..layout import in_order_of
 from ..posterior.op import check_draw, refuse_gradient
 from ..posterior.ref import rows
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from . import ref
 
 
@@ -122,3 +124,5 @@ _q_sample_pair = define(
     backward=_backward,
 )
 register_backend("q_sample_pair", "torch", _run)
+register_cuda("q_sample_pair", "q_sample", "q_sample_pair")
+register_triton("q_sample_pair", "q_sample.triton_impl")

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from .._library import define, refuse_tangents
+from ..cuda_library import register as register_cuda
 from ..layout import memory_format
 from ..registry import register_backend
+from ..triton_support import register as register_triton
 from . import ref
 
 
@@ -145,3 +147,5 @@ _upfirdn2d = define(
     backward=_backward,
 )
 register_backend("upfirdn2d", "torch", _run)
+register_cuda("upfirdn2d", "upfirdn", "upfirdn2d")
+register_triton("upfirdn2d", "upfirdn.triton_impl")

@@ -1,0 +1,342 @@
+// FIR resampling, alone or fused with bias + leaky ReLU: what one thread does, for both devices.
+//
+// Per axis: y[o] = sum_j w[j] * xup[o * down + j - pad], where xup holds x with up - 1 zeros after
+// every sample and w are the taps, reversed for a convolution.
+#pragma once
+
+#include "dd_common.h"
+
+namespace dd {
+
+enum class Mode {
+  plain,    // y = F x
+  act,      // y = F leaky(x + bias)
+  tangent,  // y = F (leaky'(other + bias) * x)
+  masked,   // y = leaky'(other + bias) * F x
+};
+
+template <typename T>
+struct FirArgs {
+  const T* x;
+  const T* other;  // of x's shape (tangent) or of y's (masked)
+  T* y;
+  const wide_t<T>* taps;  // [kw] if separable, else [kh, kw]
+  wide_t<T> gain, slope;
+  wide_t<T> half_sum, half_difference;  // (1 + slope) / 2, (1 - slope) / 2
+  int kh, kw;
+  bool separable, flip;
+  Batch in;  // of x: n, c, in_h * in_w
+  Bias bias;
+  int64_t in_h, in_w, out_h, out_w;
+  int up_x, up_y, down_x, down_y;
+  int64_t pad_x, pad_y;
+
+  DD_HD wide_t<T> tap(int j, int i) const {
+    if (!flip) {
+      j = kh - 1 - j;
+      i = kw - 1 - i;
+    }
+    return separable ? taps[j] * taps[i] * gain : taps[j * kw + i] * gain;
+  }
+};
+
+template <typename T, int V, Mode M>
+DD_HD void load_input(const FirArgs<T>& a, int64_t at, const wide_t<T> (&bias)[V],
+                      wide_t<T> (&out)[V]) {
+  using A = wide_t<T>;
+  load_pack<T, V>(a.x + at, out);
+  if constexpr (M == Mode::act) {
+    DD_UNROLL
+    for (int v = 0; v < V; ++v) {
+      const A value = out[v] + bias[v];
+      // For half precision two operations without a comparison; they round in the 24th bit.
+      out[v] = sizeof(T) == 2 ? a.half_sum * value + a.half_difference * fabs(value)
+                              : leaky<A>(value, a.slope);
+    }
+  }
+  if constexpr (M == Mode::tangent) {
+    A pre[V];
+    load_pack<T, V>(a.other + at, pre);
+    DD_UNROLL
+    for (int v = 0; v < V; ++v) out[v] *= leaky_slope<A>(pre[v] + bias[v], a.slope);
+  }
+}
+
+template <typename T, int V, Mode M>
+DD_HD void store_output(const FirArgs<T>& a, int64_t at, const wide_t<T> (&bias)[V],
+                        wide_t<T> (&value)[V]) {
+  using A = wide_t<T>;
+  if constexpr (M == Mode::masked) {
+    A pre[V];
+    load_pack<T, V>(a.other + at, pre);
+    DD_UNROLL
+    for (int v = 0; v < V; ++v) value[v] *= leaky_slope<A>(pre[v] + bias[v], a.slope);
+  }
+  store_pack<T, V>(a.y + at, value);
+}
+
+// Any taps, any factors: one output pixel, V channels.
+template <typename T, int V, Mode M>
+struct FirAny {
+  using A = wide_t<T>;
+  FirArgs<T> a;
+
+  DD_HD uint64_t jobs() const { return a.in.planes() * a.out_h * a.out_w * (a.in.pixel() / V); }
+
+  DD_HD void operator()(uint64_t t) const {
+    uint64_t rest, lane, ox, oy, plane;
+    const int64_t pixel = a.in.pixel();
+    divide(t, pixel / V, rest, lane);
+    divide(rest, a.out_w, rest, ox);
+    divide(rest, a.out_h, plane, oy);
+    const int64_t channel = static_cast<int64_t>(lane) * V;
+    A bias[V], in[V], out[V];
+    if constexpr (M != Mode::plain) a.bias.template load<A, V>(a.in, plane, channel, bias);
+    for (int v = 0; v < V; ++v) out[v] = A(0);
+
+    const int64_t y0 = static_cast<int64_t>(oy) * a.down_y - a.pad_y;
+    const int64_t x0 = static_cast<int64_t>(ox) * a.down_x - a.pad_x;
+    // The first tap that meets a sample, and that sample.
+    const int64_t iy0 = -floor_div(-y0, a.up_y), ix0 = -floor_div(-x0, a.up_x);
+    const int j0 = static_cast<int>(iy0 * a.up_y - y0), i0 = static_cast<int>(ix0 * a.up_x - x0);
+    const int64_t base = static_cast<int64_t>(plane) * a.in_h * a.in_w * pixel + channel;
+    int64_t iy = iy0;
+    for (int j = j0; j < a.kh; j += a.up_y, ++iy) {
+      if (iy < 0 || iy >= a.in_h) continue;
+      int64_t ix = ix0;
+      for (int i = i0; i < a.kw; i += a.up_x, ++ix) {
+        if (ix < 0 || ix >= a.in_w) continue;
+        load_input<T, V, M>(a, base + (iy * a.in_w + ix) * pixel, bias, in);
+        const A w = a.tap(j, i);
+        for (int v = 0; v < V; ++v) out[v] += w * in[v];
+      }
+    }
+    store_output<T, V, M>(a, static_cast<int64_t>(t) * V, bias, out);
+  }
+};
+
+// What the two rolling kernels share: a thread walks down a strip of rows at one column.
+template <typename T, int V>
+struct Strip {
+  using A = wide_t<T>;
+  uint64_t plane, strip, column;
+  int64_t channel;
+  A wx[4], wy[4];
+
+  DD_HD Strip(const FirArgs<T>& a, uint64_t t, uint64_t columns, uint64_t strips) {
+    uint64_t rest, lane;
+    divide(t, a.in.pixel() / V, rest, lane);
+    divide(rest, columns, rest, column);
+    divide(rest, strips, plane, strip);
+    channel = static_cast<int64_t>(lane) * V;
+    DD_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      wx[i] = a.flip ? a.taps[i] : a.taps[3 - i];
+      wy[i] = wx[i] * a.gain;
+    }
+  }
+};
+
+// Four separable taps, every second sample kept; a thread makes C neighbouring columns. Each row
+// is filtered once, along x, and enters the sums of two output rows.
+template <typename T, int V, Mode M, int C>
+struct FirDown2 {
+  using A = wide_t<T>;
+  static constexpr int L = 2 * C + 2;  // input columns
+  FirArgs<T> a;
+  int64_t rows;
+
+  DD_HD uint64_t strips() const { return ceil_div(a.out_h, rows); }
+  DD_HD uint64_t columns() const { return ceil_div(a.out_w, C); }
+  DD_HD uint64_t jobs() const {
+    return a.in.planes() * strips() * columns() * (a.in.pixel() / V);
+  }
+
+  DD_HD void operator()(uint64_t t) const {
+    const Strip<T, V> s(a, t, columns(), strips());
+    const int64_t pixel = a.in.pixel();
+    A bias[V];
+    if constexpr (M != Mode::plain) a.bias.template load<A, V>(a.in, s.plane, s.channel, bias);
+
+    const int64_t ox = static_cast<int64_t>(s.column) * C, ix = 2 * ox - a.pad_x;
+    int32_t at[L];
+    A w[C][4];
+    DD_UNROLL
+    for (int l = 0; l < L; ++l) {
+      // Columns outside are read inside, and count nothing.
+      const int64_t x = ix + l < 0 ? 0 : ix + l >= a.in_w ? a.in_w - 1 : ix + l;
+      at[l] = static_cast<int32_t>(x * pixel);
+    }
+    DD_UNROLL
+    for (int c = 0; c < C; ++c) {
+      DD_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int64_t x = ix + 2 * c + i;
+        w[c][i] = x >= 0 && x < a.in_w ? s.wx[i] : A(0);
+      }
+    }
+    const int64_t base = static_cast<int64_t>(s.plane) * a.in_h * a.in_w * pixel + s.channel;
+    const int64_t first = static_cast<int64_t>(s.strip) * rows;
+    const int64_t end = first + rows < a.out_h ? first + rows : a.out_h;
+    int64_t iy = 2 * first - a.pad_y;
+    A sum[C][V], next[C][V];
+    clear(sum);
+    clear(next);
+    add_row(base, iy, at, w, bias, s.wy[0], sum, A(0), next);
+    add_row(base, iy + 1, at, w, bias, s.wy[1], sum, A(0), next);
+    int64_t to = ((static_cast<int64_t>(s.plane) * a.out_h + first) * a.out_w + ox) * pixel +
+                 s.channel;
+    for (int64_t oy = first; oy < end; ++oy) {
+      iy += 2;
+      clear(next);
+      add_row(base, iy, at, w, bias, s.wy[2], sum, s.wy[0], next);
+      add_row(base, iy + 1, at, w, bias, s.wy[3], sum, s.wy[1], next);
+      DD_UNROLL
+      for (int c = 0; c < C; ++c)
+        if (c == 0 || ox + c < a.out_w) store_pack<T, V>(a.y + to + c * pixel, sum[c]);
+      DD_UNROLL
+      for (int c = 0; c < C; ++c) {
+        DD_UNROLL
+        for (int v = 0; v < V; ++v) sum[c][v] = next[c][v];
+      }
+      to += a.out_w * pixel;
+    }
+  }
+
+  static DD_HD void clear(A (&sum)[C][V]) {
+    DD_UNROLL
+    for (int c = 0; c < C; ++c) {
+      DD_UNROLL
+      for (int v = 0; v < V; ++v) sum[c][v] = A(0);
+    }
+  }
+
+  // Adds the filtered input row to the sums of the two output rows that it enters.
+  DD_HD void add_row(int64_t base, int64_t iy, const int32_t (&at)[L], const A (&w)[C][4],
+                     const A (&bias)[V], A wa, A (&sum)[C][V], A wb, A (&next)[C][V]) const {
+    if (iy < 0 || iy >= a.in_h) return;
+    const int64_t line = base + iy * a.in_w * a.in.pixel();
+    A in[L][V];
+    DD_UNROLL
+    for (int l = 0; l < L; ++l) load_input<T, V, M>(a, line + at[l], bias, in[l]);
+    DD_UNROLL
+    for (int c = 0; c < C; ++c) {
+      DD_UNROLL
+      for (int v = 0; v < V; ++v) {
+        A h = w[c][0] * in[2 * c][v];
+        DD_UNROLL
+        for (int i = 1; i < 4; ++i) h += w[c][i] * in[2 * c + i][v];
+        sum[c][v] += wa * h;
+        next[c][v] += wb * h;
+      }
+    }
+  }
+};
+
+// Four separable taps between inserted zeros. The output rows 2m - 1 + pad and 2m + pad both come
+// from the input rows m and m + 1, with the odd and with the even taps; columns likewise.
+template <typename T, int V, Mode M>
+struct FirUp2 {
+  using A = wide_t<T>;
+  FirArgs<T> a;
+  int64_t rows;
+
+  static DD_HD int64_t first_pair(int64_t pad) { return -floor_div(pad, 2); }
+  static DD_HD int64_t pairs(int64_t out, int64_t pad) {
+    return -floor_div(pad + 1 - out, 2) - first_pair(pad) + 1;
+  }
+  DD_HD uint64_t strips() const { return ceil_div(pairs(a.out_h, a.pad_y), rows); }
+  DD_HD uint64_t columns() const { return pairs(a.out_w, a.pad_x); }
+  DD_HD uint64_t jobs() const {
+    return a.in.planes() * strips() * columns() * (a.in.pixel() / V);
+  }
+
+  DD_HD void operator()(uint64_t t) const {
+    const Strip<T, V> s(a, t, columns(), strips());
+    A bias[V];
+    if constexpr (M != Mode::plain) a.bias.template load<A, V>(a.in, s.plane, s.channel, bias);
+    const int64_t mx = first_pair(a.pad_x) + static_cast<int64_t>(s.column);
+    const int64_t first = first_pair(a.pad_y) + static_cast<int64_t>(s.strip) * rows;
+    const int64_t last = first_pair(a.pad_y) + pairs(a.out_h, a.pad_y);
+    const int64_t end = first + rows < last ? first + rows : last;
+    const int64_t pixel = a.in.pixel();
+    const int64_t base = static_cast<int64_t>(s.plane) * a.in_h * a.in_w * pixel + s.channel;
+    A odd[V], even[V], next_odd[V], next_even[V];
+    row(base, mx, first, s, odd, even);
+    for (int64_t m = first; m < end; ++m) {
+      row(base, mx, m + 1, s, next_odd, next_even);
+      const int64_t oy = 2 * m - 1 + a.pad_y, ox = 2 * mx - 1 + a.pad_x;
+      put(oy, ox, s, s.wy[1], odd, s.wy[3], next_odd, bias);
+      put(oy, ox + 1, s, s.wy[1], even, s.wy[3], next_even, bias);
+      put(oy + 1, ox, s, s.wy[0], odd, s.wy[2], next_odd, bias);
+      put(oy + 1, ox + 1, s, s.wy[0], even, s.wy[2], next_even, bias);
+      DD_UNROLL
+      for (int v = 0; v < V; ++v) {
+        odd[v] = next_odd[v];
+        even[v] = next_even[v];
+      }
+    }
+  }
+
+  DD_HD void row(int64_t base, int64_t mx, int64_t iy, const Strip<T, V>& s, A (&odd)[V],
+                 A (&even)[V]) const {
+    A near[V], far[V];
+    for (int v = 0; v < V; ++v) near[v] = far[v] = A(0);
+    if (iy >= 0 && iy < a.in_h) {
+      const int64_t pixel = a.in.pixel(), at = base + (iy * a.in_w + mx) * pixel;
+      if (mx >= 0 && mx < a.in_w) load_pack<T, V>(a.x + at, near);
+      if (mx + 1 >= 0 && mx + 1 < a.in_w) load_pack<T, V>(a.x + at + pixel, far);
+    }
+    DD_UNROLL
+    for (int v = 0; v < V; ++v) {
+      odd[v] = s.wx[1] * near[v] + s.wx[3] * far[v];
+      even[v] = s.wx[0] * near[v] + s.wx[2] * far[v];
+    }
+  }
+
+  DD_HD void put(int64_t oy, int64_t ox, const Strip<T, V>& s, A wa, const A (&x)[V], A wb,
+                 const A (&y)[V], const A (&bias)[V]) const {
+    if (oy < 0 || oy >= a.out_h || ox < 0 || ox >= a.out_w) return;
+    A out[V];
+    DD_UNROLL
+    for (int v = 0; v < V; ++v) out[v] = wa * x[v] + wb * y[v];
+    const int64_t pixel = a.in.pixel();
+    const int64_t at =
+        ((static_cast<int64_t>(s.plane) * a.out_h + oy) * a.out_w + ox) * pixel + s.channel;
+    store_output<T, V, M>(a, at, bias, out);
+  }
+};
+
+// Chooses the kernel; Run is called with it.
+template <Mode M, typename T, typename Run>
+void choose_fir(const FirArgs<T>& a, bool aligned, const Run& run) {
+  constexpr int full = kFullVector<T>;
+  const bool vectors = a.in.channels_last && a.in.c % full == 0 && aligned;
+  const bool four = a.separable && a.kw == 4 && a.up_x == a.up_y && a.down_x == a.down_y;
+  const int64_t line = a.in_w * a.in.pixel();
+  const bool some = a.in_h > 0 && line > 0 && line <= INT32_MAX;
+  if constexpr (!std::is_same_v<T, double>) {
+    if constexpr (M != Mode::masked) {
+      if (four && a.up_x == 1 && a.down_x == 2 && some) {
+        // Two inputs for each column: one column is what fits into the registers.
+        constexpr int C = M == Mode::tangent ? 1 : 2;
+        const int64_t columns =
+            a.in.planes() * ceil_div(a.out_w, C) * (a.in.pixel() / (vectors ? full : 1));
+        const int64_t rows = run.strip(columns, a.out_h);
+        return vectors ? run(FirDown2<T, full, M, C>{a, rows})
+                       : run(FirDown2<T, 1, M, C>{a, rows});
+      }
+    }
+    if constexpr (M == Mode::plain || M == Mode::masked) {
+      if (four && a.up_x == 2 && a.down_x == 1) {
+        const int64_t columns = a.in.planes() * a.in_w * (a.in.pixel() / (vectors ? full : 1));
+        const int64_t rows = run.strip(columns, a.in_h);
+        return vectors ? run(FirUp2<T, full, M>{a, rows}) : run(FirUp2<T, 1, M>{a, rows});
+      }
+    }
+    if (vectors) return run(FirAny<T, full, M>{a});
+  }
+  run(FirAny<T, 1, M>{a});
+}
+
+}  // namespace dd

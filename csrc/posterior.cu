@@ -1,0 +1,7 @@
+#include "dd_random_launch.cuh"
+
+namespace dd {
+template void run_on_device(const Posterior<float>&, int64_t, int64_t, void*);
+template void run_on_device(const Posterior<double>&, int64_t, int64_t, void*);
+template void run_on_device(const PhiloxArgs&, int64_t, int64_t, void*);
+}  // namespace dd

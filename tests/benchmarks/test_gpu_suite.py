@@ -1,0 +1,284 @@
+"""The GPU suite at toy size: what it writes, and what is left when something breaks."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ddgan_fast.benchmarks import gpu_suite, kernel_bench, kernel_cases
+from ddgan_fast.benchmarks.gpu_units import DEVICE_LOST, Child, read
+from ddgan_fast.benchmarks.kernel_timing import Clock
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+COMMAND = [sys.executable, "-m", "benchmarks.gpu_suite", "--device", "cpu", "--tiny"]
+
+
+def suite(tmp_path, *arguments):
+    done = subprocess.run(
+        [*COMMAND, "--out", str(tmp_path / "out"), *arguments],
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )
+    return done, json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def status(results):
+    return {part["name"]: part["status"] for part in results["parts"]}
+
+
+def child(tmp_path, part="kernels"):
+    return Child(part, tmp_path / "records.jsonl", "cpu", True, time.monotonic() + 100,
+                 tmp_path, tmp_path)
+
+
+def statuses(one):
+    return {r["unit"]: r["status"] for r in read(one.records) if "status" in r}
+
+
+@pytest.mark.slow
+def test_parts_write_their_rows(tmp_path):
+    done, results = suite(tmp_path, "--parts", "env,kernels,step")
+    assert done.returncode == 0, done.stdout + (tmp_path / "out" / "log.txt").read_text()
+    assert status(results) == {"env": "ok", "kernels": "ok", "step": "ok"}
+    assert {"machine", "versions"} <= results["environment"].keys()
+    kernels = [row for row in results["rows"] if row["part"] == "kernels"]
+    assert {row["variant"] for row in kernels} == set(kernel_cases.OPS)
+    assert all(row["agrees"] for row in kernels)
+    ours = [row for row in kernels if row["provider"] == "torch"]
+    assert ours
+    for row in ours:
+        assert row["us_p20"] <= row["us_p50"] <= row["us_p80"]
+        assert row["gb_s"] == pytest.approx(row["bytes_min"] / row["us_p50"] / 1e3, rel=1e-3)
+        assert "eager" in row["speedup"]
+    steps = [row for row in results["rows"] if row["part"] == "step"]
+    assert [row["provider"] for row in steps] == ["ddgan_fast", "reference"]
+    assert "reference" in steps[0]["speedup"]
+
+
+@pytest.mark.slow
+def test_a_failing_unit_is_reported_and_the_others_run(tmp_path):
+    done, results = suite(tmp_path, "--parts", "env,sanitizer", "--break-unit", "machine")
+    assert done.returncode == 1
+    assert status(results) == {"env": "failed", "sanitizer": "ok"}
+    env = results["parts"][0]
+    assert env["units"] == {"machine": "failed", "rates": "ok"}
+    assert "broken on purpose" in env["errors"]["machine"][-1]
+    assert [row["case"] for row in results["rows"] if row["part"] == "env"] == ["rates"]
+
+
+@pytest.mark.slow
+def test_killed_in_between_leaves_the_finished_parts(tmp_path):
+    file = tmp_path / "out" / "results.json"
+    process = subprocess.Popen(
+        [*COMMAND, "--out", str(file.parent), "--parts", "env,step"], cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + 200
+        while time.monotonic() < until and process.poll() is None:
+            if file.exists() and status(json.loads(file.read_text()))["env"] == "ok":
+                break
+            time.sleep(0.1)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    results = json.loads(file.read_text())
+    assert status(results)["env"] == "ok"
+    assert status(results)["step"] != "ok"
+    assert [row["part"] for row in results["rows"]] == ["env"]
+
+
+def test_parts_import_nothing_that_gpu_machines_lack(tmp_path):
+    code = (
+        "import sys\n"
+        "for name in ('jsonargparse', 'lmdb', 'rich'): sys.modules[name] = None\n"
+        "import ddgan_fast.training.trainer, benchmarks.gpu_networks, benchmarks.kernel_bench\n"
+        "from benchmarks.gpu_suite import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--out", str(tmp_path), "--run-part", "env", "--records",
+         str(tmp_path / "env.jsonl"), "--limit", "60", "--device", "cpu", "--tiny"],
+        capture_output=True, text=True, cwd=ROOT, timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"status": "ok"' in (tmp_path / "env.jsonl").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu_it_says_so(tmp_path, capsys):
+    assert gpu_suite.main(["--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().out
+    assert "no CUDA device" in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_part(tmp_path, capsys):
+    assert gpu_suite.main(["--out", str(tmp_path), "--parts", "env,kernel"]) == 2
+    assert "'kernel'" in capsys.readouterr().out
+
+
+def test_a_unit_that_raises_does_not_stop_the_next(tmp_path):
+    one = child(tmp_path)
+
+    def fail():
+        raise ValueError("no")
+
+    assert one.run([("a", fail), ("b", lambda: one.row(x=1))]) == 0
+    assert statuses(one) == {"a": "failed", "b": "ok"}
+    assert [r["row"]["x"] for r in read(one.records) if "row" in r] == [1]
+
+
+def test_what_killed_a_process_is_left_out_by_the_next(tmp_path):
+    first = child(tmp_path)
+    for record in (
+        {"process": 1},
+        {"unit": "a", "status": "begun"}, {"trying": ["op", "torch"]},
+        {"unit": "a", "status": "ok"},
+        {"unit": "b", "status": "begun"}, {"trying": ["op", "torch"]}, {"trying": ["op", "cuda"]},
+    ):
+        first.write(record)
+    second = child(tmp_path)
+    ran, left_out = [], []
+
+    def unit(name):
+        def run():
+            ran.append(name)
+            left_out.append(second.poison())
+
+        return name, run
+
+    assert second.run([unit("a"), unit("b"), unit("c")]) == 0
+    assert ran == ["b", "c"]
+    assert left_out == [{("op", "cuda")}] * 2
+    assert statuses(second)["crash: op cuda"] == "crashed"
+    assert statuses(second)["b"] == "ok"
+
+
+def test_a_unit_that_kills_without_a_culprit_is_not_run_again(tmp_path):
+    child(tmp_path).write({"process": 1})
+    child(tmp_path).write({"unit": "a", "status": "begun"})
+    one = child(tmp_path)
+    assert one.run([("a", lambda: pytest.fail("ran again")), ("b", lambda: None)]) == 0
+    assert statuses(one) == {"a": "crashed", "b": "ok"}
+
+
+def test_a_lost_device_ends_the_process(tmp_path, monkeypatch):
+    one = child(tmp_path)
+    monkeypatch.setattr(Child, "_lost", lambda self, error: True)
+
+    def fail():
+        one.trying("op", "cuda")
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert one.run([("a", fail), ("b", lambda: pytest.fail("ran on a lost device"))]) == DEVICE_LOST
+    again = child(tmp_path)
+    assert again.run([("a", lambda: None), ("b", lambda: None)]) == 0
+    errors = [r["error"] for r in read(one.records) if r.get("status") == "crashed"]
+    assert len(errors) == 1
+    assert "illegal memory access" in errors[0][-1]
+
+
+def test_no_unit_begins_after_the_limit(tmp_path):
+    one = dataclasses.replace(child(tmp_path), deadline=time.monotonic() - 1)
+    assert one.run([("a", lambda: pytest.fail("ran"))]) == 0
+    assert statuses(one) == {"a": "not reached"}
+
+
+def test_half_a_line_is_no_record(tmp_path):
+    (tmp_path / "r").write_text('{"a": 1}\n{"b": ')
+    assert read(tmp_path / "r") == [{"a": 1}]
+
+
+def test_byte_minima_by_hand():
+    image = 32 * 256 * 256 * 256 * 2  # bf16
+    case = kernel_cases.KernelCase("bias_leaky_relu_down", (32, 256, 256, 256), "celebahq256")
+    assert case.bytes_min("forward") == image + image // 4  # reads x, writes a quarter
+    assert case.bytes_min("backward") == image // 4 + image + image  # reads g and x, writes dx
+    assert case.bytes_min("double_backward") == image + image + image // 4
+    image = 32 * 64 * 256 * 256 * 2
+    case = kernel_cases.KernelCase("ada_group_norm_silu", (32, 64, 256, 256), "celebahq256")
+    assert case.bytes_min("forward") == 3 * image
+    assert case.bytes_min("backward") == 5 * image
+    pixels = 32 * 3 * 256 * 256
+    case = kernel_cases.KernelCase("q_sample_uint8", (32, 3, 256, 256), "celebahq256", "fp32")
+    assert case.bytes_min("forward") == pixels * (1 + 4 + 4)
+
+
+def test_cases_have_names_of_their_own_and_dtypes_of_their_op():
+    found = kernel_cases.cases()
+    assert len({case.name for case in found}) == len(found)
+    assert {case.op for case in found} == set(kernel_cases.OPS)
+    assert {case.preset for case in found} == {"celebahq256", "cifar10", "lsun_church256"}
+    assert all(case.dtype == "fp32" for case in found if "sample" in case.op)
+
+
+def small_case():
+    return kernel_cases.KernelCase("fir_down", (2, 4, 8, 8), "none", "fp32")
+
+
+def settings():
+    return kernel_bench.Settings(torch.device("cpu"), rounds=1)
+
+
+@pytest.mark.parametrize("which", ["forward", "backward", "double_backward"])
+def test_a_wrong_op_gets_no_speedup(monkeypatch, which):
+    case = small_case()
+    op = kernel_cases.OPS["fir_down"]
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y * (1.001 if which == "forward" else 1)
+
+        @staticmethod
+        def backward(ctx, g):
+            if which == "double_backward":
+                return Late.apply(g)
+            return g * (1.001 if which == "backward" else 1)
+
+    class Late(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, g):
+            return g.clone()
+
+        @staticmethod
+        def backward(ctx, v):
+            return v * 1.001
+
+    wrong = dataclasses.replace(op, ours=lambda v: (Wrong.apply(op.ours(v)[0]),))
+    monkeypatch.setitem(kernel_cases.OPS, "fir_down", wrong)
+    rows = kernel_bench.run_case(case, Clock(torch.device("cpu")), settings())
+    ours = {row["pass"]: row for row in rows if row["provider"] == "torch"}
+    assert not ours[which]["agrees"]
+    assert "speedup" not in ours[which]
+    right = {"forward", "backward", "double_backward"} - {which}
+    if which == "backward":
+        right -= {"double_backward"}  # the gradient's gradient carries the same factor
+    assert all(ours[name]["agrees"] and "speedup" in ours[name] for name in right)
+
+
+def test_a_raising_op_is_a_row(monkeypatch):
+    def fail(values):
+        raise RuntimeError("no such kernel")
+
+    wrong = dataclasses.replace(kernel_cases.OPS["fir_down"], ours=fail)
+    monkeypatch.setitem(kernel_cases.OPS, "fir_down", wrong)
+    rows = kernel_bench.run_case(small_case(), Clock(torch.device("cpu")), settings())
+    ours = [row for row in rows if row["provider"] == "torch"]
+    assert len(ours) == 3
+    assert all(row["status"] == "failed" for row in ours)
+    assert all("no such kernel" in row["error_text"] for row in ours)
+    assert all(row["agrees"] for row in rows if row["provider"] != "torch")
+
+
+def test_what_is_left_out_is_not_run():
+    chosen = dataclasses.replace(settings(), skip={("upfirdn2d", "torch")})
+    rows = kernel_bench.run_case(small_case(), Clock(torch.device("cpu")), chosen)
+    assert {row["provider"] for row in rows} == {"eager", "grouped_conv"}
