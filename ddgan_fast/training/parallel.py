@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -44,7 +44,8 @@ class Ranks:
         # Buffers are constants. torch 2.13 renamed the option.
         names = inspect.signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-        return DistributedDataParallel(module, gradient_as_bucket_view=True, **{option: False})
+        options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(module, **options)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank; every rank must ask at the same step."""
