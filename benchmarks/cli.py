@@ -122,6 +122,7 @@ def _print(rows: Sequence[Row]) -> None:
     )
     for name, ratio in first.get("speedup", {}).items():
         print(
-            f"{first['provider']} is {ratio['p50']:.2f} times as fast as {name} "
-            f"({ratio['p20']:.2f} - {ratio['p80']:.2f} in 60 % of {first['rounds']} rounds)."
+            f"By the medians {first['provider']} is {ratio['p50']:.2f} times as fast as {name}; "
+            f"round by round {ratio['p20']:.2f} - {ratio['p80']:.2f} times (20-80 % of "
+            f"{first['rounds']})."
         )

@@ -28,7 +28,8 @@ def run_python(code, **options):
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"]])
 def test_help_does_not_wait_for_torch(words):
     code = (
-        "import sys; from ddgan_fast.cli import main\n"
+        "import sys; from ddgan_fast.cli import main
+from ddgan_fast.config import load_config\n"
         f"code = main({words})\n"
         "sys.exit(code or 'torch' in sys.modules)"
     )
@@ -58,7 +59,8 @@ def test_help_of_train_explains_every_option_with_the_values_of_the_preset(capsy
         if section != "preset":
             assert all(f"--{section}.{name} " in out for name in options)
     assert "Denoising steps T. (type: int, default: 4)" in out
-    assert "Training steps (one D and one G update each). (type: int, default: 1800)" in out
+    steps = load_config("digits").run.steps
+    assert f"Training steps (one D and one G update each). (type: int, default: {steps})" in out
     assert "true|false" in out
 
 

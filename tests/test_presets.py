@@ -48,7 +48,7 @@ PUBLISHED = {
         *(64, 100 * 1875, 1875),
     ),
 }
-SOURCES = ("README command", "paper", "published", "student report", "our choice: ")
+SOURCES = ("README command", "paper", "published", "student report", "our choice: ", "tuned here: ")
 
 
 @pytest.mark.parametrize("name", list_presets())

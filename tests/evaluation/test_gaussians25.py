@@ -10,8 +10,10 @@ from ddgan_fast.evaluation.modes import judge, summary
 from ddgan_fast.sampling import generate, load_generator
 from ddgan_fast.training.trainer import train
 
-# The preset with a smaller batch and fewer steps, and an average that forgets as much faster.
+# The preset with a smaller batch, fewer steps and an average that forgets as much faster. The
+# larger rate found 23 to 25 modes with six seeds; at the preset's, rounding decides about the last.
 BRIEF = {
+    "optim.lr_g": 2e-3,
     "optim.ema_decay": 0.99,
     "run.steps": 900,
     "run.batch_size": 256,
