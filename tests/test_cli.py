@@ -28,8 +28,7 @@ def run_python(code, **options):
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"]])
 def test_help_does_not_wait_for_torch(words):
     code = (
-        "import sys; from ddgan_fast.cli import main
-from ddgan_fast.config import load_config\n"
+        "import sys; from ddgan_fast.cli import main\n"
         f"code = main({words})\n"
         "sys.exit(code or 'torch' in sys.modules)"
     )
