@@ -84,6 +84,25 @@ def _wide(x: torch.Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def empty_statistics(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uninitialised mean and inverse deviation [N, groups]."""
+    mean = x.new_empty((x.shape[0], groups), dtype=_wide(x))
+    return mean, torch.empty_like(mean)
+
+
+def statistics(p: Plan, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and inverse deviation [N, groups] of x, which must be on the current device."""
+    mean, rstd = empty_statistics(p.x, groups)
+    n, c, s = p.sizes
+    means, squares = mean.new_empty((2, n, p.chunks, c)).unbind()
+    kernels.moments[p.grid](p.x, means, squares, c, s, p.chunks, p.blocks, *p.steps, **p.meta)
+    kernels.combine_moments[(n * groups,)](
+        means, squares, mean, rstd, c, s, p.chunks, p.chunk, groups,
+        EPS=eps, **_combining(p, groups),
+    )  # fmt: skip
+    return mean, rstd
+
+
 def ada_group_norm_silu(
     x: torch.Tensor,
     scale: torch.Tensor,
@@ -94,20 +113,13 @@ def ada_group_norm_silu(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See ``op.ada_group_norm_silu``; also the statistics [N, groups]."""
     y = torch.empty_like(x)
-    mean = x.new_empty((x.shape[0], groups), dtype=_wide(x))
-    rstd = torch.empty_like(mean)
     if y.numel() == 0:
-        return y, mean, rstd
+        return y, *empty_statistics(x, groups)
     p = plan(x, groups)
     n, c, s = p.sizes
     out = y if y.stride() == p.x.stride() else torch.empty_like(p.x)
-    means, squares = mean.new_empty((2, n, p.chunks, c)).unbind()
     with on_device_of(x):
-        kernels.moments[p.grid](p.x, means, squares, c, s, p.chunks, p.blocks, *p.steps, **p.meta)
-        kernels.combine_moments[(n * groups,)](
-            means, squares, mean, rstd, c, s, p.chunks, p.chunk, groups,
-            EPS=eps, **_combining(p, groups),
-        )  # fmt: skip
+        mean, rstd = statistics(p, groups, eps)
         kernels.apply[p.grid](
             p.x, scale.contiguous(), shift.contiguous(), mean, rstd, out,
             n, c, s, p.chunks, p.blocks, groups, c // groups, *p.steps, SILU=silu, **p.meta,

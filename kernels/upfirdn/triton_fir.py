@@ -71,7 +71,7 @@ def _value(
 
 
 @triton.jit
-def _tap(taps_ptr, J: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr, ACC: tl.constexpr):
+def tap(taps_ptr, J: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr, ACC: tl.constexpr):
     """The weight of the J-th sample under the filter, 0 beyond its K taps."""
     if J < K:
         return tl.load(taps_ptr + (J if FLIP else K - 1 - J)).to(ACC)
@@ -80,7 +80,7 @@ def _tap(taps_ptr, J: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr, ACC: tl
 
 
 @triton.jit
-def _sample(pid, across, strips, blocks, BLOCK_C: tl.constexpr):
+def sample(pid, across, strips, blocks, BLOCK_C: tl.constexpr):
     """Splits a program's number into (sample, strip, block across), and gives its channels."""
     channels = (pid % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     pid = pid // blocks
@@ -145,7 +145,7 @@ def down2(
     Every input row is filtered along x once; an output row is what the two rows above left for it
     plus the two rows below. A thread makes two neighbouring columns from six loads.
     """
-    n, strip, block, c = _sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
+    n, strip, block, c = sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
     x_ptr += n * stride_n
     z_ptr += n * stride_n
     y_ptr += n * out_n
@@ -155,10 +155,10 @@ def down2(
     column = 4 * pair - pad_x
     at = column * stride_w + c[None, :] * stride_c
 
-    t0 = _tap(taps_ptr, 0, K, FLIP, ACC)
-    t1 = _tap(taps_ptr, 1, K, FLIP, ACC)
-    t2 = _tap(taps_ptr, 2, K, FLIP, ACC)
-    t3 = _tap(taps_ptr, 3, K, FLIP, ACC)
+    t0 = tap(taps_ptr, 0, K, FLIP, ACC)
+    t1 = tap(taps_ptr, 1, K, FLIP, ACC)
+    t2 = tap(taps_ptr, 2, K, FLIP, ACC)
+    t3 = tap(taps_ptr, 3, K, FLIP, ACC)
     if MODE == ACT and HAS_BIAS:
         # leaky_relu(0 + bias) of the padding is not 0: its weights are.
         w = (
@@ -232,17 +232,17 @@ def same(
     ROWS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Up to 4 taps without resampling: three unfinished output rows wait for the rows below."""
-    n, strip, block, c = _sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
+    n, strip, block, c = sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
     x_ptr += n * stride_n
     y_ptr += n * out_n
     pair = (block * BLOCK_X + tl.arange(0, BLOCK_X))[:, None]
     in_c = (c < C)[None, :]
     column = 2 * pair - pad_x
     at = column * stride_w + c[None, :] * stride_c
-    t0 = _tap(taps_ptr, 0, K, FLIP, ACC)
-    t1 = _tap(taps_ptr, 1, K, FLIP, ACC)
-    t2 = _tap(taps_ptr, 2, K, FLIP, ACC)
-    t3 = _tap(taps_ptr, 3, K, FLIP, ACC)
+    t0 = tap(taps_ptr, 0, K, FLIP, ACC)
+    t1 = tap(taps_ptr, 1, K, FLIP, ACC)
+    t2 = tap(taps_ptr, 2, K, FLIP, ACC)
+    t3 = tap(taps_ptr, 3, K, FLIP, ACC)
     g0, g1, g2, g3 = t0 * GAIN, t1 * GAIN, t2 * GAIN, t3 * GAIN
     first = strip * ROWS
     left0 = tl.zeros(at.shape, ACC)
@@ -308,7 +308,7 @@ def up2(
     Outputs 2 i + pad and 2 i + 1 + pad lie on samples i, i + 1 and i + 1, i + 2; i runs from
     first_x, first_y on.
     """
-    n, strip, block, c = _sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
+    n, strip, block, c = sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
     x_ptr += n * stride_n
     z_ptr += n * out_n
     y_ptr += n * out_n
@@ -316,10 +316,10 @@ def up2(
     column = first_x + (block * BLOCK_X + tl.arange(0, BLOCK_X))[:, None]
     in_c = (c < C)[None, :]
     at = column * stride_w + c[None, :] * stride_c
-    t0 = _tap(taps_ptr, 0, K, FLIP, ACC)
-    t1 = _tap(taps_ptr, 1, K, FLIP, ACC)
-    t2 = _tap(taps_ptr, 2, K, FLIP, ACC)
-    t3 = _tap(taps_ptr, 3, K, FLIP, ACC)
+    t0 = tap(taps_ptr, 0, K, FLIP, ACC)
+    t1 = tap(taps_ptr, 1, K, FLIP, ACC)
+    t2 = tap(taps_ptr, 2, K, FLIP, ACC)
+    t3 = tap(taps_ptr, 3, K, FLIP, ACC)
     g0, g1, g2, g3 = t0 * GAIN, t1 * GAIN, t2 * GAIN, t3 * GAIN
     target = 2 * column + pad_x
     out = target * out_w + c[None, :] * out_c
@@ -356,7 +356,7 @@ def general(
     PER_SAMPLE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Any factors and taps: every output gathers the samples under its filter's phase."""
-    n, _, block, c = _sample(tl.program_id(0), blocks_p, 1, blocks_c, BLOCK_C)
+    n, _, block, c = sample(tl.program_id(0), blocks_p, 1, blocks_c, BLOCK_C)
     x_ptr += n * stride_n
     bias = _bias(bias_ptr, n, c, C, PER_SAMPLE, ACC) if HAS_BIAS else 0.0
     pixel = (block * BLOCK_P + tl.arange(0, BLOCK_P))[:, None]

@@ -8,6 +8,7 @@ import inspect
 
 import pytest
 import test_ada_norm
+import test_ada_norm_fir
 import test_bias_act
 import test_op_registration
 import test_posterior
@@ -65,6 +66,7 @@ def suite(module, chosen=lambda name: True):
 TestUpfirdn = suite(test_upfirdn)
 TestBiasAct = suite(test_bias_act)
 TestAdaNorm = suite(test_ada_norm)
+TestAdaNormFir = suite(test_ada_norm_fir)
 TestPosterior = suite(test_posterior)
 TestQSample = suite(test_q_sample)
 TestRegistration = suite(

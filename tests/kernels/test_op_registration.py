@@ -19,6 +19,7 @@ import ddgan_fast.kernels
 from ddgan_fast.kernels import (
     _library,
     ada_group_norm_silu,
+    ada_group_norm_silu_resample,
     bias_leaky_relu,
     bias_leaky_relu_down,
     q_sample_pair,
@@ -91,6 +92,13 @@ def ada_backward_samples(layout):
     yield leaf(layout, *x.shape, seed=5), x, scale, shift, mean, rstd, *rest
 
 
+def ada_resample_samples(layout):
+    vectors = leaf(layout, 2, 4, seed=1), leaf(layout, 2, 4, seed=2)
+    x, odd = leaf(layout, 2, 4, 6, 5), torch.tensor([0.1, 0.2, 0.4, 0.2, 0.1])
+    for taps, up, both in ((TAPS, True, True), (TAPS, False, True), (odd, False, False)):
+        yield x, *vectors, taps, 2, up, both, 1e-6, True
+
+
 def posterior_samples(layout):
     x0, x_next = leaf(layout, 2, 3, 4, 5), leaf(layout, 2, 3, 4, 5, seed=1)
     yield x0, x_next, T, TABLES_3, leaf(layout, 2, 3, 4, 5, seed=2).detach(), None, None
@@ -116,6 +124,7 @@ SAMPLES = {
     "bias_leaky_relu_down_tangent": down_tangent_samples,
     "ada_group_norm_silu": ada_samples,
     "ada_group_norm_silu_backward": ada_backward_samples,
+    "ada_group_norm_silu_resample": ada_resample_samples,
     "sample_posterior": posterior_samples,
     "q_sample_pair": q_sample_samples,
 }
@@ -163,9 +172,17 @@ PUBLIC = {
     "bias_leaky_relu": lambda x: bias_leaky_relu(x, x[:, :, 0, 0], 0.2, 1.4),
     "bias_leaky_relu_down": lambda x: bias_leaky_relu_down(x, x[0, :, 0, 0], TAPS.to(x.dtype)),
     "ada_group_norm_silu": lambda x: ada_group_norm_silu(x, x[:, :, 0, 0], x[:, :, 1, 1], 2),
+    "ada_group_norm_silu_resample": lambda x: sum(
+        ada_group_norm_silu_resample(
+            x, x[:, :, 0, 0], x[:, :, 1, 1], 2, TAPS.to(x.dtype), resample="down"
+        )
+    ),
     "sample_posterior": lambda x: sample_posterior(x.sin(), x, T, TABLES_3, seed=SEED),
     "q_sample_pair": lambda x: sum(q_sample_pair(x, T, TABLES_4, seed=SEED, index=INDEX)),
 }
+
+TWICE = [name for name in PUBLIC if name not in ("sample_posterior", "q_sample_pair")]
+"""Ops that R1 may go through."""
 
 
 def test_every_public_op_is_tested_here():
@@ -211,9 +228,7 @@ def test_compiles_for_any_size(name, dynamo):
     assert len(counts) == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["upfirdn2d", "bias_leaky_relu", "bias_leaky_relu_down", "ada_group_norm_silu"]
-)
+@pytest.mark.parametrize("name", TWICE)
 def test_gradient_penalty_in_one_graph(name, dynamo):
     """R1 of the op inside the compiled region; the leaf is made outside."""
     x = randn(2, 4, 6, 6)
@@ -254,9 +269,7 @@ def test_forward_mode_by_function_transforms_is_refused_or_right(name):
     torch.testing.assert_close(got, torch.autograd.functional.jvp(PUBLIC[name], x, v)[1])
 
 
-@pytest.mark.parametrize(
-    "name", ["upfirdn2d", "bias_leaky_relu", "bias_leaky_relu_down", "ada_group_norm_silu"]
-)
+@pytest.mark.parametrize("name", TWICE)
 def test_forward_mode_through_backward_is_refused_or_right(name):
     x = randn(2, 4, 6, 5).requires_grad_()
     y = PUBLIC[name](x)
