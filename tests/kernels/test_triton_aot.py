@@ -37,6 +37,12 @@ BUDGETS = {
     ("ada_group_norm_silu_backward", "backward_sums"): 13.9,
     ("ada_group_norm_silu_backward", "combine_sums"): 46.8,
     ("ada_group_norm_silu_backward", "backward_apply"): 28.5,
+    ("ada_group_norm_silu_resample down", "moments"): 8.3,
+    ("ada_group_norm_silu_resample down", "combine_moments"): 49.0,
+    ("ada_group_norm_silu_resample down", "down2"): 46.2,
+    ("ada_group_norm_silu_resample up", "moments"): 8.3,
+    ("ada_group_norm_silu_resample up", "combine_moments"): 49.0,
+    ("ada_group_norm_silu_resample up", "up2"): 11.4,
     ("sample_posterior", "posterior_kernel"): 98.5,
     ("q_sample_pair", "pair_kernel"): 85.4,
 }

@@ -37,7 +37,8 @@ def derivatives(op, arguments):
     if not outputs:
         return everything
     # Statistics beside the result take no part in the derivative.
-    outputs = outputs[: 3 if "backward" in str(op) else 2 if "pair" in str(op) or "resample" in str(op) else 1]
+    several = {"backward": 3, "pair": 2, "resample": 2}
+    outputs = outputs[: next((n for part, n in several.items() if part in str(op)), 1)]
     given = [cotangent(y, 11 + i).requires_grad_() for i, y in enumerate(outputs)]
     first = torch.autograd.grad(outputs, inputs, given, create_graph=True, allow_unused=True)
     first = [g for g in first if g is not None]
