@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from .._library import define, refuse_tangents
+from ..ada_norm import ref as ada_norm
 from ..cuda_library import register as register_cuda
-from ..layout import memory_format
+from ..layout import in_order_of, memory_format
 from ..registry import register_backend
 from ..triton_support import register as register_triton
+from ..upfirdn import ref as upfirdn
 from . import ref
 
 
@@ -138,29 +140,78 @@ def _vjp(
 ) -> tuple[Any, ...]:
     # The statistics are not part of the public result, so nothing flows back through them.
     x, scale, shift, taps, mean, rstd = ctx.saved_tensors
-    grad_x = grad_scale = grad_shift = None
+    row = (x, scale, shift, taps, mean, rstd, ctx.groups, ctx.up, ctx.eps, ctx.silu)
+    grads: tuple[torch.Tensor | None, ...] = (None, None, None)
     if grad is not None:
-        grad_x, grad_scale, grad_shift = torch.ops.ddgan_fast.ada_group_norm_silu_backward(
-            _adjoint(grad, x, taps, ctx.up), x, scale, shift, mean, rstd, ctx.groups, ctx.eps,
-            ctx.silu,
+        if grad_skip is not None and ctx.both:
+            grads = _backward(grad, grad_skip, *row)
+        else:
+            grads = ref.backward(*_registered(), grad, None, *row)
+    elif grad_skip is not None and ctx.both:
+        fir, _ = _registered()
+        grads = (ref.filtered_back(fir, grad_skip, x, taps, ctx.up), None, None)
+    return (*grads, None, None, None, None, None, None)
+
+
+def _registered() -> tuple[Any, Any]:
+    """The differentiable parts that the gradient consists of."""
+    ops = torch.ops.ddgan_fast
+    return ops.upfirdn2d.default, ops.ada_group_norm_silu_backward.default
+
+
+def _fake_backward(
+    grad: torch.Tensor,
+    grad_skip: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    *_: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), scale.new_empty(scale.shape), shift.new_empty(shift.shape)
+
+
+def _run_backward(
+    grad: torch.Tensor, grad_skip: torch.Tensor, x: torch.Tensor, *args: Any
+) -> tuple[torch.Tensor, ...]:
+    grads = ref.backward(upfirdn.upfirdn2d, _norm_backward, grad, grad_skip, x, *args)
+    return in_order_of(x, grads[0]), *(g.contiguous() for g in grads[1:])
+
+
+def _norm_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    *given, _, silu = args
+    return ada_norm.backward(*given, silu)
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    *tensors, ctx.groups, ctx.up, ctx.eps, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _vjp_backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
+    *tensors, taps, mean, rstd = ctx.saved_tensors
+    further = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, as in ada_norm: these derivatives are partial, though grad may depend on x.
+        wanted = [
+            t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors
+        ]
+        first = ref.backward(
+            *_registered(), *wanted, taps, mean, rstd, ctx.groups, ctx.up, ctx.eps, ctx.silu
         )
-    if grad_skip is not None and ctx.both:
-        skip = _adjoint(grad_skip, x, taps, ctx.up)
-        grad_x = skip if grad_x is None else grad_x + skip
-    return grad_x, grad_scale, grad_shift, None, None, None, None, None, None
+        second = torch.autograd.grad(
+            first, wanted, cotangents, allow_unused=True, create_graph=further
+        )
+    return (*second, None, None, None, None, None, None, None)
 
 
-def _adjoint(grad: torch.Tensor, x: torch.Tensor, taps: torch.Tensor, up: bool) -> torch.Tensor:
-    """The gradient of a resampled x in x."""
-    by = ref.resampling(taps.shape[0], up)
-    padding = []
-    for axis in (3, 2):
-        before = by.padding[0]
-        rest = x.shape[axis] * by.up[0] - grad.shape[axis] * by.down[0] + before - by.up[0] + 1
-        padding += [taps.shape[0] - before - 1, rest]
-    return torch.ops.ddgan_fast.upfirdn2d(grad, taps, by.down, by.up, padding, True, by.gain)
-
-
+_backward = define(
+    "ada_group_norm_silu_resample_backward(Tensor grad, Tensor grad_skip, Tensor x, Tensor scale, "
+    "Tensor shift, Tensor taps, Tensor mean, Tensor rstd, int groups, bool up, float eps, "
+    "bool silu) -> (Tensor, Tensor, Tensor)",
+    fake=_fake_backward,
+    setup_context=_setup_backward,
+    backward=_vjp_backward,
+)
 _forward = define(
     "ada_group_norm_silu_resample(Tensor x, Tensor scale, Tensor shift, Tensor taps, int groups, "
     "bool up, bool both, float eps, bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -169,5 +220,8 @@ _forward = define(
     backward=_vjp,
 )
 register_backend("ada_group_norm_silu_resample", "torch", _run)
+register_backend("ada_group_norm_silu_resample_backward", "torch", _run_backward)
 register_cuda("ada_group_norm_silu_resample", "ada_norm_fir", "forward")
+register_cuda("ada_group_norm_silu_resample_backward", "ada_norm_fir", "backward")
 register_triton("ada_group_norm_silu_resample", "ada_norm_fir.triton_impl")
+register_triton("ada_group_norm_silu_resample_backward", "ada_norm_fir.triton_impl")

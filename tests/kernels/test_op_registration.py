@@ -96,7 +96,16 @@ def ada_resample_samples(layout):
     vectors = leaf(layout, 2, 4, seed=1), leaf(layout, 2, 4, seed=2)
     x, odd = leaf(layout, 2, 4, 6, 5), torch.tensor([0.1, 0.2, 0.4, 0.2, 0.1])
     for taps, up, both in ((TAPS, True, True), (TAPS, False, True), (odd, False, False)):
-        yield x, *vectors, taps, 2, up, both, 1e-6, True
+        yield x, *vectors, taps, 2, up, both, 1e-6, both
+
+
+def ada_resample_backward_samples(layout):
+    for x, scale, shift, taps, groups, up, both, eps, silu in ada_resample_samples(layout):
+        detached = (v.detach() for v in (x, scale, shift))
+        op = torch.ops.ddgan_fast.ada_group_norm_silu_resample
+        h, _, mean, rstd = op(*detached, taps, groups, up, both, eps, silu)
+        grads = (leaf("nchw" if silu else layout, *h.shape, seed=i) for i in (5, 6))
+        yield *grads, x, scale, shift, taps, mean, rstd, groups, up, eps, silu
 
 
 def posterior_samples(layout):
@@ -125,6 +134,7 @@ SAMPLES = {
     "ada_group_norm_silu": ada_samples,
     "ada_group_norm_silu_backward": ada_backward_samples,
     "ada_group_norm_silu_resample": ada_resample_samples,
+    "ada_group_norm_silu_resample_backward": ada_resample_backward_samples,
     "sample_posterior": posterior_samples,
     "q_sample_pair": q_sample_samples,
 }
