@@ -68,13 +68,12 @@ def plan(x: torch.Tensor, groups: int) -> Plan:
     return Plan(x, (n, c, s), strides, cdiv(tiles, steps), blocks, meta)
 
 
-def _combining(p: Plan, groups: int) -> dict[str, Any]:
-    channels = p.sizes[1] // groups
+def _combining(chunks: int, channels: int, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "CHANNELS": channels,
-        "BLOCK_K": power_of_2(p.chunks),
+        "BLOCK_K": power_of_2(chunks),
         "BLOCK_C": power_of_2(channels),
-        "ACC": p.meta["ACC"],
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
         "num_warps": 4,
         "enable_fp_fusion": True,
     }
@@ -98,7 +97,7 @@ def statistics(p: Plan, groups: int, eps: float) -> tuple[torch.Tensor, torch.Te
     kernels.moments[p.grid](p.x, means, squares, c, s, p.chunks, p.blocks, *p.steps, **p.meta)
     kernels.combine_moments[(n * groups,)](
         means, squares, mean, rstd, c, s, p.chunks, p.chunk, groups,
-        EPS=eps, **_combining(p, groups),
+        EPS=eps, **_combining(p.chunks, c // groups, mean.dtype),
     )  # fmt: skip
     return mean, rstd
 
@@ -127,6 +126,34 @@ def ada_group_norm_silu(
     return (y if out is y else y.copy_(out)), mean, rstd
 
 
+def combined_sums(
+    da: torch.Tensor,
+    product: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    groups: int,
+    space: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of scale and shift [N, C], and the two means [N, groups] that dx needs.
+
+    Args:
+        da: [N, chunks, C] sums of the gradient at scale * xhat + shift, on the current device.
+        product: [N, chunks, C] sums of the same times xhat.
+        scale: [N, C].
+        shift: [N, C].
+        groups: of the norm.
+        space: pixels of a sample.
+    """
+    n, chunks, c = da.shape
+    grad_scale, grad_shift = scale.new_empty(scale.shape), shift.new_empty(shift.shape)
+    first, second = da.new_empty((2, n, groups)).unbind()
+    kernels.combine_sums[(n * groups,)](
+        da, product, scale.contiguous(), grad_scale, grad_shift, first, second,
+        c, space, chunks, groups, **_combining(chunks, c // groups, da.dtype),
+    )  # fmt: skip
+    return grad_scale, grad_shift, first, second
+
+
 def ada_group_norm_silu_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -140,24 +167,19 @@ def ada_group_norm_silu_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of the result in x [N, C, ...], scale [N, C] and shift [N, C]."""
     dx = torch.empty_like(x)
-    grad_scale, grad_shift = scale.new_empty(scale.shape), shift.new_empty(shift.shape)
     if dx.numel() == 0:
-        return dx, grad_scale.zero_(), grad_shift.zero_()
+        return dx, scale.new_zeros(scale.shape), shift.new_zeros(shift.shape)
     p = plan(x, groups)
     n, c, s = p.sizes
     out = dx if dx.stride() == p.x.stride() else torch.empty_like(p.x)
     if grad.stride() != p.x.stride():
         grad = torch.empty_like(p.x, dtype=grad.dtype).copy_(grad)
     da, product = mean.new_empty((2, n, p.chunks, c)).unbind()
-    first, second = mean.new_empty((2, n, groups)).unbind()
     given = (grad, p.x, *(v.contiguous() for v in (scale, shift, mean, rstd)))
     cut = (c, s, p.chunks, p.blocks, groups, c // groups, *p.steps)
     with on_device_of(x):
         kernels.backward_sums[p.grid](*given, da, product, *cut, SILU=silu, **p.meta)
-        kernels.combine_sums[(n * groups,)](
-            da, product, given[2], grad_scale, grad_shift, first, second,
-            c, s, p.chunks, groups, **_combining(p, groups),
-        )  # fmt: skip
+        grad_scale, grad_shift, first, second = combined_sums(da, product, scale, shift, groups, s)
         kernels.backward_apply[p.grid](
             *given, first, second, out, n, *cut, SILU=silu, **p.meta
         )

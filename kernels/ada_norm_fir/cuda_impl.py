@@ -31,9 +31,10 @@ def forward(
     workspace = ada_norm.workspace_for(x)
     mean, rstd = (workspace.new_empty((x.shape[0], groups)) for _ in range(2))
     by = ref.resampling(taps.shape[0], up)
+    taps = upfirdn.wide_taps(taps, x)
     op("ada_group_norm_silu_resample")(
-        x, scale.contiguous(), shift.contiguous(), upfirdn.wide_taps(taps, x), groups, by.up, by.down,
-        by.padding, by.gain, eps, silu, workspace, mean, rstd, h, skip if both else None,
+        x, scale.contiguous(), shift.contiguous(), taps, groups, by.up, by.down, by.padding,
+        by.gain, eps, silu, workspace, mean, rstd, h, skip if both else None,
     )
     return h, skip, mean, rstd
 

@@ -41,13 +41,18 @@ def _affine(x_ptr, scale_ptr, shift_ptr, mean_ptr, rstd_ptr, n, c, C, groups, ch
 
 
 @triton.jit
+def _sigmoid(a):
+    # Fewer instructions than tl.sigmoid: two special functions that need no care for denormal
+    # numbers.
+    root = tl.rsqrt(1.0 + tl.exp2(a * -1.4426950408889634))
+    return root * root
+
+
+@triton.jit
 def _normed(x, affine, SILU: tl.constexpr):
     a = (x - affine[0]) * affine[1] + affine[2]
     if SILU:
-        # Fewer instructions than tl.sigmoid: two special functions that need no care for
-        # denormal numbers.
-        root = tl.rsqrt(1.0 + tl.exp2(a * -1.4426950408889634))
-        a = a * root * root
+        a = a * _sigmoid(a)
     return a
 
 

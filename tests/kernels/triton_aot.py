@@ -149,6 +149,7 @@ def cases(order):
     big, small = image(256, 128), image(256, 64)
     taps, bias = empty(4, dtype=torch.float32), empty(32, 256)
     x, vector = image(64, 256), empty(32, 64)
+    quarter = image(64, 128)
     statistics = empty(32, 16, dtype=torch.float32)
     t, seed = empty(32, dtype=torch.int64), empty(1, dtype=torch.int64)
     flip = empty(32, dtype=torch.bool)
@@ -181,6 +182,12 @@ def cases(order):
             x, x, vector, vector, statistics, statistics, 16, 1e-6, True
         ),
         "ada_group_norm_silu_resample down": lambda: resampled(False, True),
+        "ada_group_norm_silu_resample_backward": lambda: (
+            ada_fir.ada_group_norm_silu_resample_backward(
+                quarter, quarter, x, vector, vector, taps, statistics, statistics, 16, False,
+                1e-6, True,
+            )
+        ),
         "ada_group_norm_silu_resample up": lambda: resampled(True, False),
         "sample_posterior": lambda: posterior.sample_posterior(
             pixels, pixels, t, table[:, :3], None, seed, t
