@@ -97,6 +97,8 @@ def ada_resample_samples(layout):
     x, odd = leaf(layout, 2, 4, 6, 5), torch.tensor([0.1, 0.2, 0.4, 0.2, 0.1])
     for taps, up, both in ((TAPS, True, True), (TAPS, False, True), (odd, False, False)):
         yield x, *vectors, taps, 2, up, both, 1e-6, both
+    # One pixel lies alike in every memory order, but for its strides.
+    yield leaf(layout, 2, 4, 2, 2), *vectors, TAPS, 2, False, True, 1e-6, True
 
 
 def ada_resample_backward_samples(layout):
