@@ -120,7 +120,7 @@ def test_results_are_rounded_to_the_nearest():
 
 # What Triton's interpreter runs without complaint or not at all, so that its tests would mislead.
 AVOIDED = {
-    r"tl\.atomic": "the order of sums would differ from run to run, and the interpreter has only one",
+    r"tl\.atomic": "sums would differ from run to run, and the interpreter knows one order only",
     r"\bmake_block_ptr\b": "later versions of Triton lack it",
     r"\blibdevice\b|inline_asm": "the interpreter cannot run it",
     r"triton\.autotune": "it needs a device, so that the interpreter cannot run it",

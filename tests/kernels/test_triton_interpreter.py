@@ -49,7 +49,9 @@ def test_agrees_with_torch(which):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["upfirdn", "bias_act", "ada_norm", "posterior", "q_sample", "template"])
+@pytest.mark.parametrize(
+    "module", ["upfirdn", "bias_act", "ada_norm", "posterior", "q_sample", "template"]
+)
 def test_passes_the_tests_of_the_torch_backend(module):
     file = str(HERE / f"test_{module}.py")
     run(file, "-k", f"not ({LEFT_OUT})", DDGAN_FAST_BACKEND="triton")

@@ -3,7 +3,8 @@
 Call it with an architecture (90), a layout (nhwc, nchw) and "all" or "main" (one call per op, its
 large kernels), or with "edges". The op's own launch code runs on meta tensors, so tiles and
 specialisations are those of a real launch, and nothing can be read from a tensor on the host: a
-seed, for one, which a captured graph would repeat for ever. Only the launch itself is left out. Must run in a process of its own: a stand-in takes the place of Triton's driver.
+seed, for one, which a captured graph would repeat for ever. Only the launch itself is left out.
+Must run in a process of its own: a stand-in takes the place of Triton's driver.
 """
 
 import json
@@ -137,7 +138,7 @@ def empty(*shape, dtype=torch.bfloat16, order=torch.channels_last):
 
 
 def cases(order):
-    """One call per kernel at the shapes of a 256 x 256 model, bfloat16; an op's first is its main."""
+    """One call per kernel at the shapes of a 256 x 256 model, bfloat16; an op's main one first."""
     from ddgan_fast.kernels.ada_norm import triton_impl as ada
     from ddgan_fast.kernels.bias_act import triton_impl as act
     from ddgan_fast.kernels.posterior import triton_impl as posterior
