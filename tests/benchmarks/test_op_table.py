@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import op_table
-from benchmarks.kernel_cases import OPS
+from benchmarks.kernel_cases import OPS, PASSES
 from ddgan_fast import kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,3 +89,19 @@ def test_the_entry_points_of_pytest_benchmark_run():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout and "grouped_conv" in done.stdout
+
+
+def test_the_bytes_in_the_kernels_readme_are_those_of_the_cases():
+    text = (ROOT / "kernels/README.md").read_text()
+    number = r" ([\d.-]+) \|"
+    rows = re.findall(r"^\| `(\w+)`(?: \(.*\))? \|" + 3 * number + "$", text, re.MULTILINE)
+    said = {name: [None if v == "-" else float(v) for v in values] for name, *values in rows}
+    assert said == {name: [op.passes.get(p) for p in PASSES] for name, op in OPS.items()}
+
+
+def test_what_the_kernels_readme_names_exists():
+    text = (ROOT / "kernels/README.md").read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert link.startswith("https://") or (ROOT / "kernels" / link).is_file(), link
+    for file, test in re.findall(r"`(\w+\.py)::(\w+)`", text):
+        assert f"def {test}(" in (ROOT / "tests/kernels" / file).read_text(), (file, test)
