@@ -14,6 +14,8 @@ import pytest
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
+OPS = sorted(path.parent.name for path in (HERE.parents[1] / "kernels").glob("*/op.py"))
+
 # Equal to the last bit in one backend only, or hours of loops in the interpreter.
 LEFT_OUT = "gradcheck or 16x or noise_from_a_seed or bytes_are_scaled"
 
@@ -49,9 +51,7 @@ def test_agrees_with_torch(which):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "module", ["upfirdn", "bias_act", "ada_norm", "posterior", "q_sample", "template"]
-)
+@pytest.mark.parametrize("module", OPS)
 def test_passes_the_tests_of_the_torch_backend(module):
     file = str(HERE / f"test_{module}.py")
     run(file, "-k", f"not ({LEFT_OUT})", DDGAN_FAST_BACKEND="triton")
