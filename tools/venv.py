@@ -185,7 +185,10 @@ def install_torch(venv: Path, before: str) -> str:
 
 def install_triton(venv: Path) -> None:
     """Sees to a Triton in the environment; where the tested release is missing, pip finds one."""
-    if probe(venv / "bin/python")["triton"] is None and not pip(venv, TRITON):
+    if probe(venv / "bin/python")["triton"] is not None:
+        return
+    print("Installing Triton, whose interpreter and compiler the tests use.", flush=True)
+    if not pip(venv, TRITON):
         print(f"{TRITON} is not to be had here: leaving the choice to pip.", flush=True)
 
 
