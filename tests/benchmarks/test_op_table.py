@@ -1,5 +1,6 @@
 """The README on the ops: its table says what the code and the results say, its snippet runs."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -69,10 +70,12 @@ def test_orders_and_dtypes_are_found_out(monkeypatch):
     assert op_table.gradient_orders(op) == "any"
     assert op_table.own_passes(op) == ["forward", "backward", "double backward"]
     assert op_table.dtypes(op, "cuda") == ["fp64", "fp32", "fp16", "bf16"]
-    narrow = kernels.registry._table["upfirdn2d"]["cuda"]
-    refuses = lambda x, *_: None if x.dtype == torch.bfloat16 and x.is_cuda else "no"  # noqa: E731
-    changed = kernels.registry.Backend(narrow.run, narrow.why_not, refuses)
-    monkeypatch.setitem(kernels.registry._table["upfirdn2d"], "cuda", changed)
+
+    def accepts(x, *_):
+        return None if x.dtype == torch.bfloat16 and x.is_cuda else "bfloat16 on GPUs only"
+
+    backends = kernels.registry._table["upfirdn2d"]
+    monkeypatch.setitem(backends, "cuda", dataclasses.replace(backends["cuda"], accepts=accepts))
     assert op_table.dtypes(op, "cuda") == ["bf16"]
 
 
