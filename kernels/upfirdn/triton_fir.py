@@ -107,24 +107,9 @@ def _within(row, low, high, column):
 
 
 @triton.jit
-def _row_down(
-    x_ptr,
-    z_ptr,
-    row,
-    H,
-    W,
-    stride_h,
-    stride_w,
-    column,
-    at,
-    in_c,
-    bias,
-    w,
-    MODE: tl.constexpr,
-    SLOPE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    ACC: tl.constexpr,
-):
+def _row_down(x_ptr, z_ptr, row, H, W, stride_h, stride_w, column, at, in_c, bias, w,
+              MODE: tl.constexpr, SLOPE: tl.constexpr, HAS_BIAS: tl.constexpr,
+              ACC: tl.constexpr):  # fmt: skip
     """One row filtered for two output columns: samples 0-3 and 2-5 from ``column`` on."""
     in_h = _within(row, 0, H, column)
     x_ptr += row * stride_h
