@@ -70,7 +70,7 @@ setup(
     ext_modules=[Extension("ddgan_fast.csrc.library", [])] if ahead else [],
     cmdclass={"build_ext": BuildLibrary},
     entry_points={"console_scripts": ["ddgan-fast = ddgan_fast.cli:main"]},
-    # Triton comes with the CUDA builds of torch; the CPU builds do without.
+    # Triton comes with the CUDA builds of torch; on the CPU only tests run it.
     install_requires=[
         "torch>=2.11",
         "numpy",
@@ -95,6 +95,8 @@ setup(
             "scikit-learn",
             "matplotlib",
             "setuptools>=77",
+            # Its interpreter and its compiler need no GPU; a CUDA torch has brought its own.
+            'triton>=3.3; platform_system == "Linux" and platform_machine in "x86_64 aarch64"',
         ],
         "dev": ["ruff", "mypy", "build"],
     },

@@ -68,7 +68,7 @@ def providers(case: KernelCase, device: torch.device) -> dict[str, Function]:
     found: dict[str, Function] = {}
     for name in usable_backends(op.name):
         if not (device.type == "cpu" and name == "cuda"):
-            found[name] = _on_backend(op.ours, name)
+            found[name] = on_backend(op.ours, name)
     found["eager"] = op.plain
     found.update(op.others)
     if case.compiled and device.type == "cuda":
@@ -81,7 +81,8 @@ def providers(case: KernelCase, device: torch.device) -> dict[str, Function]:
     return found
 
 
-def _on_backend(function: Callable[..., Result], name: str) -> Callable[..., Result]:
+def on_backend(function: Callable[..., Result], name: str) -> Callable[..., Result]:
+    """The function on one backend of ours; as it is for a baseline."""
     if name not in OURS:
         return function
 
@@ -115,7 +116,7 @@ def run_case(case: KernelCase, clock: Clock, settings: Settings) -> list[Row]:
         # Baselines draw their own noise while timed, and take ours while compared.
         given = None
         if "seed" in inputs and which == "forward":
-            given = inputs | _noise(case, inputs)
+            given = inputs | drawn_noise(case, inputs)
         timed: dict[str, Timed] = {}
         named: dict[str, Row] = {}
         for name, function in chosen.items():
@@ -128,7 +129,7 @@ def run_case(case: KernelCase, clock: Clock, settings: Settings) -> list[Row]:
             try:
                 with _stream(clock):
                     began = time.perf_counter()
-                    call = _on_backend(
+                    call = on_backend(
                         bind(function, inputs, op.differentiable, cotangents, tangent, which), name
                     )
                     call()
@@ -203,7 +204,7 @@ class Truth:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for i in self.samples:
                 one = sample(inputs, i)
-                one |= _noise(case, one)
+                one |= drawn_noise(case, one)
                 g, v = tuple(c[i : i + 1] for c in cotangents), tangent[i : i + 1]
                 wide = tuple(c.double() for c in g)
                 self.exact[i] = bind(
@@ -232,7 +233,7 @@ def sample(inputs: Tensors, i: int) -> Tensors:
     return {k: v[i : i + 1] if k in _PER_SAMPLE else v for k, v in inputs.items()}
 
 
-def _noise(case: KernelCase, inputs: Tensors) -> Tensors:
+def drawn_noise(case: KernelCase, inputs: Tensors) -> Tensors:
     """The noise that our ops draw."""
     if "seed" not in inputs:
         return {}

@@ -5,8 +5,12 @@
 #include "dd_fir.h"
 #include "dd_norm.h"
 #include "dd_random_ops.h"
+#include "dd_template.h"
 
 namespace dd {
+
+template <typename T>
+void identity_on_device(const IdentityArgs<T>&, bool aligned, void* stream);
 
 template <Mode M, typename T>
 void fir_on_device(const FirArgs<T>&, bool aligned, void* stream);

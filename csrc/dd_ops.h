@@ -6,6 +6,7 @@
 
 namespace dd {
 
+void identity(const Tensor& x, const Tensor& out);
 void upfirdn2d(const Tensor& x, const Tensor& taps, const std::vector<int64_t>& up,
                const std::vector<int64_t>& down, const std::vector<int64_t>& padding, bool flip,
                double gain, const Tensor& out);

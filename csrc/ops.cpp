@@ -4,6 +4,7 @@
 #include "dd_ops.h"
 
 STABLE_TORCH_LIBRARY(ddgan_fast_c, m) {
+  m.def("identity(Tensor x, Tensor(a!) out) -> ()");
   m.def("upfirdn2d(Tensor x, Tensor taps, int[] up, int[] down, int[] padding, bool flip, "
         "float gain, Tensor(a!) out) -> ()");
   m.def("bias_leaky_relu(Tensor x, Tensor? bias, float slope, float scale, Tensor(a!) out) -> ()");
@@ -34,6 +35,7 @@ STABLE_TORCH_LIBRARY(ddgan_fast_c, m) {
 }
 
 #define DD_IMPLEMENTATIONS(m)                                                              \
+  m.impl("identity", TORCH_BOX(&dd::identity));                                            \
   m.impl("upfirdn2d", TORCH_BOX(&dd::upfirdn2d));                                          \
   m.impl("bias_leaky_relu", TORCH_BOX(&dd::bias_leaky_relu));                              \
   m.impl("bias_leaky_relu_grad", TORCH_BOX(&dd::bias_leaky_relu_grad));                    \

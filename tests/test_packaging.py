@@ -95,6 +95,8 @@ def test_wheel_metadata(distribution: tuple[Path, Path, Path]) -> None:
         line for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line
     ]
     assert not any("triton" in line or "torchvision" in line for line in always)
+    (triton,) = (line for line in lines if line.startswith("Requires-Dist: triton"))
+    assert 'platform_system == "Linux"' in triton and 'extra == "test"' in triton
 
 
 def test_sdist_holds_what_a_developer_needs(distribution: tuple[Path, Path, Path]) -> None:

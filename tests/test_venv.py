@@ -23,12 +23,21 @@ def run(command: list, **options: object) -> subprocess.CompletedProcess:
     return done
 
 
-def environment(path: Path, torch: str) -> Path:
+def add_triton(site: Path, version: str) -> None:
+    """What pip leaves of a Triton."""
+    metadata = site / f"triton-{version}.dist-info/METADATA"
+    metadata.parent.mkdir(exist_ok=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: triton\nVersion: {version}\n")
+
+
+def environment(path: Path, torch: str, triton: str | None = None) -> Path:
     """An environment with a torch of that version; the torch's file."""
     run([sys._base_executable, "-m", "venv", "--clear", str(path)])
     (site,) = path.glob("lib/*/site-packages")
     (site / "torch").mkdir()
     (site / "torch/__init__.py").write_text(f'__version__ = "{torch}"')
+    if triton:
+        add_triton(site, triton)
     return site / "torch/__init__.py"
 
 
@@ -52,6 +61,8 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         if args[-1].startswith("torch"):
             (site / "torch").mkdir(exist_ok=True)
             (site / "torch/__init__.py").write_text(TORCH)
+        if args[-1].startswith("triton"):
+            add_triton(site, "3.6.0")
         if args[-1].startswith("."):
             (site / "numpy").mkdir(exist_ok=True)
             (venv / "bin/ddgan-fast").touch()
@@ -84,7 +95,8 @@ def set_up(tool: ModuleType, *args: str) -> list[str]:
 
 
 def test_second_call_installs_nothing(tool: ModuleType) -> None:
-    assert set_up(tool, "demo,test") == ["torch==2.13.0", "setuptools>=77", ".[demo,test]"]
+    first = ["torch==2.13.0", "triton==3.6.0", "setuptools>=77", ".[demo,test]"]
+    assert set_up(tool, "demo,test") == first
     assert set_up(tool, "demo,test") == []
     assert set_up(tool, "test") == []
     assert set_up(tool, "demo,test,dev") == ["setuptools>=77", ".[demo,dev,test]"]
@@ -129,7 +141,7 @@ def test_torch_that_does_not_import_is_replaced(tool: ModuleType) -> None:
 
 def test_existing_environment_and_its_torch_are_kept(tool: ModuleType) -> None:
     torch = environment(tool.ROOT / ".venv", torch="2.14.1+cpu")
-    assert set_up(tool, "test") == ["setuptools>=77", ".[test]"]
+    assert set_up(tool, "test") == ["triton==3.6.0", "setuptools>=77", ".[test]"]
     assert "2.14.1" in torch.read_text()
 
 
@@ -137,11 +149,25 @@ def test_torch_of_an_environment_is_seen_by_the_new_one(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = tmp_path / "parent"
-    environment(parent, torch="2.11.0+cu130")
+    environment(parent, torch="2.11.0+cu130", triton="3.6.1")
     monkeypatch.setattr(tool, "source_of", lambda *_: tool.probe(parent / "bin/python"))
     assert set_up(tool, "test") == ["setuptools>=77", ".[test]"]
     assert tool.probe(tool.ROOT / ".venv/bin/python")["torch"] == "2.11.0+cu130"
     assert set_up(tool, "test") == []
+
+
+def test_triton_of_a_cuda_torch_is_kept(tool: ModuleType) -> None:
+    environment(tool.ROOT / ".venv", torch="2.13.0+cu130", triton="3.9.1")
+    assert set_up(tool, "test") == ["setuptools>=77", ".[test]"]
+
+
+def test_triton_is_for_the_tests_and_need_not_be_this_one(
+    tool: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
+    assert tool.TRITON not in set_up(tool, "demo")
+    tool.refused.add(tool.TRITON)
+    assert set_up(tool, "test") == ["triton==3.6.0", "setuptools>=77", ".[demo,test]"]
+    assert "triton==3.6.0 is not to be had here" in capsys.readouterr().out
 
 
 def test_too_old_torch_is_not_kept(tool: ModuleType) -> None:

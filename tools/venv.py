@@ -26,9 +26,12 @@ BUILD_TOOL = "setuptools>=77"
 TORCH = "torch>=2.11"
 # Asking for this very release gives the CPU build wherever a CPU wheel of it is at hand.
 CPU_TORCH = "torch==2.13.0"
+# The release that the tests of the Triton kernels' machine code were written with. Only where
+# there is none: the CUDA builds of torch insist on their own.
+TRITON = "triton==3.6.0"
 
 PROBE = """
-import json, os, sys, sysconfig
+import importlib.metadata, json, os, sys, sysconfig
 facts = {
     "executable": sys.executable,
     "base": os.path.realpath(sys._base_executable),
@@ -43,6 +46,10 @@ for module in ("pip", "ensurepip"):
         facts[module] = True
     except ImportError:
         facts[module] = False
+try:
+    facts["triton"] = importlib.metadata.version("triton")
+except importlib.metadata.PackageNotFoundError:
+    facts["triton"] = None
 try:
     import torch
     facts["torch"], facts["torch_path"] = torch.__version__, torch.__file__
@@ -176,9 +183,20 @@ def install_torch(venv: Path, before: str) -> str:
     return choice
 
 
+def install_triton(venv: Path) -> None:
+    """Sees to a Triton in the environment; where the tested release is missing, pip finds one."""
+    if probe(venv / "bin/python")["triton"] is not None:
+        return
+    print("Installing Triton, whose interpreter and compiler the tests use.", flush=True)
+    if not pip(venv, TRITON):
+        print(f"{TRITON} is not to be had here: leaving the choice to pip.", flush=True)
+
+
 def install(venv: Path, extras: list[str], before: str) -> str:
     """Installs torch and the project with its extras; the choice of torch."""
     choice = install_torch(venv, before)
+    if "test" in extras and sys.platform == "linux":
+        install_triton(venv)
     print(f"Installing ddgan_fast with the extras {', '.join(extras)}.", flush=True)
     # The build tool in the environment itself spares every install an isolated one of its own.
     project = ["--no-build-isolation", "--editable", f".[{','.join(extras)}]"]

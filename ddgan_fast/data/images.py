@@ -63,6 +63,28 @@ def decode_image(data: bytes, name: str, size: int, channels: int) -> NDArray[np
     raise ValueError(f"{name} cannot be used as an image ({reason}): {_ADVICE}.")
 
 
+def prepare_pixels(
+    pixels: NDArray[np.uint8], name: str, size: int, channels: int
+) -> NDArray[np.uint8]:
+    """Pixels [H, W, C] converted, resized and cropped as ``decode_image`` does.
+
+    Raises:
+        ValueError: If they are no image of 1, 3 or 4 channels.
+    """
+    if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape[2] not in _MODES:
+        raise ValueError(
+            f"{name} is no image: expected uint8 [H, W, 1, 3 or 4], got {pixels.dtype} "
+            f"{list(pixels.shape)}: {_ADVICE}."
+        )
+    if pixels.shape == (size, size, channels):
+        return pixels
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    try:
+        return np.asarray(fit(to_mode(image, channels), size)).reshape(size, size, channels)
+    except _Refused as error:
+        raise ValueError(f"{name} cannot be used as an image ({error}): {_ADVICE}.") from None
+
+
 class _Refused(Exception):
     """A readable image that training would misunderstand."""
 

@@ -13,6 +13,7 @@ import test_bias_act
 import test_op_registration
 import test_posterior
 import test_q_sample
+import test_template
 import test_upfirdn
 import torch
 from kernel_helpers import assert_as_good_as_plain, laid_out, randn
@@ -63,6 +64,7 @@ def suite(module, chosen=lambda name: True):
     return type("Suite", (), functions)
 
 
+TestTemplate = suite(test_template)
 TestUpfirdn = suite(test_upfirdn)
 TestBiasAct = suite(test_bias_act)
 TestAdaNorm = suite(test_ada_norm)

@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
 import ddgan_fast.kernels
+import ddgan_fast.kernels.template.op  # registered for its tests only
 from ddgan_fast.kernels import (
     _library,
     ada_group_norm_silu,
@@ -39,6 +40,11 @@ FLIP = torch.tensor([True, False])
 def leaf(layout, *shape, seed=0):
     x = randn(*shape, seed=seed, dtype=torch.float32)
     return (laid_out(x, layout) if len(shape) == 4 else x).requires_grad_()
+
+
+def identity_samples(layout):
+    yield (leaf(layout, 2, 4, 5, 6),)
+    yield (leaf(layout, 2, 4),)
 
 
 def upfirdn2d_samples(layout):
@@ -127,6 +133,7 @@ def q_sample_samples(layout):
 
 
 SAMPLES = {
+    "identity": identity_samples,
     "upfirdn2d": upfirdn2d_samples,
     "bias_leaky_relu": bias_leaky_relu_samples,
     "bias_leaky_relu_grad": bias_leaky_relu_grad_samples,
@@ -155,7 +162,7 @@ def test_opcheck(name, layout):
 def test_the_fake_promises_the_real_strides(name):
     """Also for inputs in no particular order, and in half precision, which opcheck never sees."""
     op = getattr(torch.ops.ddgan_fast, name).default
-    for layout in ("sliced", "transposed", "expanded"):
+    for layout in ("channels_last", "sliced", "transposed", "expanded"):
         for arguments in SAMPLES[name](layout):
             for dtype in (torch.float32, torch.bfloat16, torch.float64):
                 cast = [cast_to(a, dtype) for a in arguments]

@@ -1,8 +1,10 @@
 """Compiles the Triton kernels of an op's call to machine code, without a GPU, and counts.
 
-Call it with an architecture (90) and a layout (nhwc, nchw), or with "edges". The op's own launch
-code runs on meta tensors, so tiles and specialisations are those of a real launch; only the launch
-itself is left out. Must run in a process of its own: a stand-in takes the place of Triton's driver.
+Call it with an architecture (90), a layout (nhwc, nchw) and "all" or "main" (one call per op, its
+large kernels), or with "edges". The op's own launch code runs on meta tensors, so tiles and
+specialisations are those of a real launch, and nothing can be read from a tensor on the host: a
+seed, for one, which a captured graph would repeat for ever. Only the launch itself is left out.
+Must run in a process of its own: a stand-in takes the place of Triton's driver.
 """
 
 import json
@@ -18,6 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SMALL = ("combine_moments", "combine_sums")
+"""Kernels that handle a few numbers per group only."""
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);")
 
 
@@ -37,14 +41,15 @@ class _Driver:
         return 0
 
 
-def compiled(call, arch):
-    """The kernels that ``call()`` would launch: a list of (name, registers, SASS lines)."""
+def compiled(call, arch, left_out=()):
+    """The kernels that ``call()`` would launch: a list of (name, SASS); some only compiled."""
     found = []
     launch = JITFunction.run
 
     def run(self, *args, grid, warmup, **kwargs):
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        found.append((self.__name__, *_disassembled(kernel)))
+        if self.__name__ not in left_out:
+            found.append((self.__name__, _disassembled(kernel)))
         return kernel
 
     triton.runtime.driver.set_active(_Driver(arch))
@@ -60,9 +65,7 @@ def _disassembled(kernel):
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
-        sass = _tool("cuobjdump", "-sass", str(cubin))
-        usage = _tool("cuobjdump", "-res-usage", str(cubin))
-    return int(re.search(r"REG:(\d+)", usage)[1]), sass
+        return _tool("cuobjdump", "-sass", str(cubin))
 
 
 def _tool(name, *arguments):
@@ -135,12 +138,13 @@ def empty(*shape, dtype=torch.bfloat16, order=torch.channels_last):
 
 
 def cases(order):
-    """One call per kernel at the shapes of a 256 x 256 model, bfloat16."""
+    """One call per kernel at the shapes of a 256 x 256 model, bfloat16; an op's main one first."""
     from ddgan_fast.kernels.ada_norm import triton_impl as ada
     from ddgan_fast.kernels.ada_norm_fir import triton_impl as ada_fir
     from ddgan_fast.kernels.bias_act import triton_impl as act
     from ddgan_fast.kernels.posterior import triton_impl as posterior
     from ddgan_fast.kernels.q_sample import triton_impl as q_sample
+    from ddgan_fast.kernels.template import triton_impl as template
     from ddgan_fast.kernels.upfirdn import triton_impl as fir
 
     def image(c, size, n=32, dtype=torch.bfloat16):
@@ -164,6 +168,7 @@ def cases(order):
         )
 
     return {
+        "identity": lambda: template.identity(big),
         "upfirdn2d down": lambda: fir.upfirdn2d(big, taps, one, [2, 2], [1] * 4, False, 1.0),
         "upfirdn2d up": lambda: fir.upfirdn2d(small, taps, [2, 2], one, [2, 1] * 2, False, 4.0),
         "upfirdn2d same": lambda: fir.upfirdn2d(big, taps, one, one, [2] * 4, False, 1.0),
@@ -259,12 +264,17 @@ def edges():
     yield lambda: act.bias_leaky_relu_down(e(1, 1, 2, 2), one, e(5), 0.2)
 
 
-def main(arch, layout):
+def main(arch, layout, which):
     """Print one JSON row per kernel."""
     order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    ops = set()
     for case, call in cases(order).items():
-        for kernel, registers, sass in compiled(call, arch):
-            row = {"case": case, "kernel": kernel, "registers": registers, **counts(sass)}
+        op = case.split()[0]
+        if which == "main" and op in ops:
+            continue
+        ops.add(op)
+        for kernel, sass in compiled(call, arch, SMALL if which == "main" else ()):
+            row = {"case": case, "kernel": kernel, "small": kernel in SMALL, **counts(sass)}
             print(json.dumps(row), flush=True)
 
 
@@ -272,4 +282,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "edges":
         print(sum(len(compiled(call, 90)) for call in edges()))
     else:
-        main(int(sys.argv[1]), sys.argv[2])
+        main(int(sys.argv[1]), *sys.argv[2:])

@@ -36,6 +36,11 @@ def test_agrees_with_torch(name, layout, dtype):
     check_op(name, layout, dtype, "cpu")
 
 
+@pytest.mark.parametrize("name", _library.op_names)
+def test_one_sample_in_bfloat16(name):
+    check_op(name, "channels_last", torch.bfloat16, "cpu", samples=1)
+
+
 def test_drawn_numbers_agree_with_torch():
     check_drawn("cpu")
 
