@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..ada_norm.triton_kernels import per_channel, per_group
-from ..upfirdn.triton_fir import sample, tap
+from ..upfirdn.triton_fir import sample, tap, within
 from .triton_kernels import _SIZES, _sigmoid
 
 
@@ -22,7 +22,7 @@ from .triton_kernels import _SIZES, _sigmoid
 def _row(ptr, row, H, W, stride_h, stride_w, column, at, in_c, t0, t1, t2, t3,
          ACC: tl.constexpr):  # fmt: skip
     """One row of a gradient filtered for an odd and an even column of x, from two samples."""
-    in_h = (row >= 0) & (row < H)
+    in_h = within(row, 0, H, column)
     ptr += row * stride_h
     in_a = (column >= 0) & (column < W) & in_h & in_c
     in_b = (column + 1 >= 0) & (column + 1 < W) & in_h & in_c
@@ -95,7 +95,7 @@ def sums(
         for half in tl.static_range(2):
             row = 2 * i - 1 + pad_y + half
             above, below = (g0, g2) if half else (g1, g3)
-            in_h = (row >= 0) & (row < OH)
+            in_h = within(row, 0, OH, column)
             to = row * out_h + out
             xhat, da = _inner(x_ptr, to, in_odd & in_h, above * odd0 + below * odd1, norm,
                               SILU, ACC)  # fmt: skip
@@ -165,7 +165,7 @@ def write(
         for half in tl.static_range(2):
             row = 2 * i - 1 + pad_y + half
             above, below = (g0, g2) if half else (g1, g3)
-            in_h = (row >= 0) & (row < OH)
+            in_h = within(row, 0, OH, column)
             to = row * out_h + out
             _write(dx_ptr, x_ptr, to, in_odd & in_h, above * odd0 + below * odd1,
                    above * odd_x0 + below * odd_x1, norm, factor, mean_da, mean_product,

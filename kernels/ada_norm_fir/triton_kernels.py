@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ..ada_norm.triton_kernels import per_channel, per_group
-from ..upfirdn.triton_fir import sample, tap
+from ..upfirdn.triton_fir import sample, tap, within
 
 # No compilation of their own for sizes of 1 or multiples of 16: only strides decide about the
 # width of loads.
@@ -66,7 +66,7 @@ def _inside(weight, at, size):
 def _row_down(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, affine, w,
               BOTH: tl.constexpr, SILU: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """One row filtered for two output columns, normalised and as it is; 1 inside, 0 outside."""
-    in_h = (row >= 0) & (row < H)
+    in_h = within(row, 0, H, column)
     x_ptr += row * stride_h
     left = tl.zeros(at.shape, ACC)
     right, left_x, right_x = left, left, left
@@ -82,7 +82,7 @@ def _row_down(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, affine, w,
             right += w[j + 2] * a
             if BOTH:
                 right_x += w[j + 2] * x
-    return left, right, left_x, right_x, in_h.to(ACC)
+    return left, right, left_x, right_x, ((row >= 0) & (row < H)).to(ACC)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -131,7 +131,7 @@ def down2(
                                           affine, w, BOTH, SILU, ACC)  # fmt: skip
         l1, r1, lx1, rx1, ok1 = _row_down(x_ptr, row + 1, H, W, stride_h, stride_w, column, at,
                                           in_c, affine, w, BOTH, SILU, ACC)  # fmt: skip
-        inside = (r > 0) & (oy < OH)
+        inside = within(oy, first, OH, column)
         to = oy * out_h + out
         end0, end1, begin0, begin1 = g2 * ok0, g3 * ok1, g0 * ok0, g1 * ok1
         h = left + end0 * l0 + end1 * l1
@@ -151,7 +151,7 @@ def down2(
 def _row_up(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, affine, w,
             BOTH: tl.constexpr, SILU: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """One row filtered for an odd and an even output column, from two samples."""
-    in_h = (row >= 0) & (row < H)
+    in_h = within(row, 0, H, column)
     x_ptr += row * stride_h
     in_a = (column >= 0) & (column < W) & in_h & in_c
     in_b = (column + 1 >= 0) & (column + 1 < W) & in_h & in_c
@@ -160,14 +160,14 @@ def _row_up(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, affine, w,
     odd_x, even_x = a, b
     if BOTH:
         odd_x, even_x = w[0] * a + w[1] * b, w[2] * a + w[3] * b
-    ok = in_h.to(ACC)
+    ok = ((row >= 0) & (row < H)).to(ACC)
     a, b = _normed(a, affine, SILU) * ok, _normed(b, affine, SILU) * ok
     return w[0] * a + w[1] * b, w[2] * a + w[3] * b, odd_x, even_x
 
 
 @triton.jit
 def _store_row(ptr, row, OH, at, odd, even, in_odd, in_even, out_h, out_w):
-    in_h = (row >= 0) & (row < OH)
+    in_h = within(row, 0, OH, at)
     to = ptr + (row * out_h + at)
     tl.store(to, odd.to(ptr.dtype.element_ty), mask=in_odd & in_h)
     tl.store(to + out_w, even.to(ptr.dtype.element_ty), mask=in_even & in_h)

@@ -97,7 +97,7 @@ def _bias(bias_ptr, n, channels, C, PER_SAMPLE: tl.constexpr, ACC: tl.constexpr)
 
 
 @triton.jit
-def _within(row, low, high, column):
+def within(row, low, high, column):
     """low <= row < high, as long as ``column``.
 
     The interpreter of Triton 3.9 turns a single truth into an integer when it meets a mask.
@@ -111,7 +111,7 @@ def _row_down(x_ptr, z_ptr, row, H, W, stride_h, stride_w, column, at, in_c, bia
               MODE: tl.constexpr, SLOPE: tl.constexpr, HAS_BIAS: tl.constexpr,
               ACC: tl.constexpr):  # fmt: skip
     """One row filtered for two output columns: samples 0-3 and 2-5 from ``column`` on."""
-    in_h = _within(row, 0, H, column)
+    in_h = within(row, 0, H, column)
     x_ptr += row * stride_h
     z_ptr += row * stride_h
     left = tl.zeros(at.shape, ACC)
@@ -192,7 +192,7 @@ def down2(
         left += (g2 * ok0) * left0 + (g3 * ok1) * left1
         right += (g2 * ok0) * right0 + (g3 * ok1) * right1
         y = y_ptr + oy * out_h + out
-        in_h = _within(oy, 0, OH, column)
+        in_h = within(oy, 0, OH, column)
         tl.store(y, left.to(y_ptr.dtype.element_ty), mask=in_left & in_h)
         tl.store(y + out_w, right.to(y_ptr.dtype.element_ty), mask=in_right & in_h)
         left = (g0 * ok0) * left0 + (g1 * ok1) * left1
@@ -203,7 +203,7 @@ def down2(
 def _row_same(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, t0, t1, t2, t3,
               ACC: tl.constexpr):  # fmt: skip
     """One row filtered for two neighbouring output columns, from five samples."""
-    in_h = _within(row, 0, H, column)
+    in_h = within(row, 0, H, column)
     x_ptr += row * stride_h
     w = (t0, t1, t2, t3)
     left = tl.zeros(at.shape, ACC)
@@ -252,7 +252,7 @@ def same(
         oy = first - 3 + r
         left, right = _row_same(x_ptr, oy + 3 - pad_y, H, W, stride_h, stride_w, column, at, in_c,
                                 t0, t1, t2, t3, ACC)  # fmt: skip
-        inside = _within(oy, first, OH, column)
+        inside = within(oy, first, OH, column)
         y = y_ptr + oy * out_h + out
         tl.store(y, (left0 + g3 * left).to(y_ptr.dtype.element_ty), mask=in_left & inside)
         tl.store(y + out_w, (right0 + g3 * right).to(y_ptr.dtype.element_ty),
@@ -266,7 +266,7 @@ def same(
 def _row_up(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, t0, t1, t2, t3,
             ACC: tl.constexpr):  # fmt: skip
     """One row filtered for an even and an odd output column, from three samples."""
-    in_h = _within(row, 0, H, column)
+    in_h = within(row, 0, H, column)
     x_ptr += row * stride_h
     a = tl.load(x_ptr + at, mask=(column >= 0) & (column < W) & in_h & in_c, other=0.0).to(ACC)
     in_b = (column + 1 >= 0) & (column + 1 < W) & in_h & in_c
@@ -280,7 +280,7 @@ def _row_up(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, t0, t1, t2, 
 def _store_pair(y_ptr, z_ptr, even, odd, row, OH, at, in_even, in_odd, out_h, out_w, bias,
                 MODE: tl.constexpr, SLOPE: tl.constexpr, HAS_BIAS: tl.constexpr,
                 ACC: tl.constexpr):  # fmt: skip
-    in_h = _within(row, 0, OH, at)
+    in_h = within(row, 0, OH, at)
     y_ptr += row * out_h
     if MODE == MASK:
         z_ptr += row * out_h
