@@ -178,8 +178,9 @@ def _run_backward(
 
 
 def _norm_backward(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    # What eps changes is in the inverse deviation.
     *given, _, silu = args
-    return ada_norm.backward(*given, silu)
+    return ada_norm.backward(*(*given, silu))
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -195,9 +196,8 @@ def _vjp_backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
         wanted = [
             t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors
         ]
-        first = ref.backward(
-            *_registered(), *wanted, taps, mean, rstd, ctx.groups, ctx.up, ctx.eps, ctx.silu
-        )
+        rest = (taps, mean, rstd, ctx.groups, ctx.up, ctx.eps, ctx.silu)
+        first = ref.backward(*_registered(), *(*wanted, *rest))
         second = torch.autograd.grad(
             first, wanted, cotangents, allow_unused=True, create_graph=further
         )
