@@ -218,5 +218,7 @@ def test_the_library_has_every_op(loops):
              if n.startswith("ddgan_fast_c::")}
     from ddgan_fast.kernels import _library
 
-    assert names == {*_library.op_names, "philox"}
+    # Its adapter calls the library's ops for the filter and for the norm in turn.
+    composed = {"ada_group_norm_silu_resample_backward"}
+    assert names == {*_library.op_names, "philox"} - composed
     assert set(cuda_library.description(loops)) == {"cuda", "archs"}
