@@ -73,10 +73,10 @@ def define(
     op_names.append(name)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             twin = decomposes(name, args[0].device.type)
         else:
-            # Formulas are traced outside of Dynamo, which chose for the forward pass.
+            # Eager code calls ops; a formula, which is traced outside of Dynamo, calls its like.
             twin = name in _twins and getattr(_formula, "of_twin", False)
         return _twins[name](*args) if twin else op(*args)
 

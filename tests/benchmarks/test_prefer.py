@@ -19,7 +19,7 @@ def rows(times, op="bias_leaky_relu", which="forward", shape=LARGE, variant=None
             "shape": shape, "dtype": "bf16", "channels_last": True, "pass": which,
             "provider": provider, "agrees": micros is not None, "timing": "graph", **others,
         }
-        yield row if micros is None else row | {"us_p50": micros}
+        yield row | {"us_p50": micros or 0.1}
 
 
 def table(*groups):
@@ -62,7 +62,7 @@ def test_wrong_in_one_case_is_out_of_the_entry():
         rows({"torch": 9.0, "cuda": None, "triton": 3.0}, shape=[32, 512, 128, 128]),
         rows({"torch": 9.0, "cuda": 2.0}, shape=SMALL),
     )
-    assert got[key()] == ("triton", "torch")
+    assert got[key()] == ("triton", "torch"), "the wrong one was the fastest"
     assert got[key(size="small")] == ("cuda", "torch"), "triton was not run there"
 
 
@@ -70,7 +70,7 @@ def test_cases_weigh_the_same():
     """By ratios: otherwise the largest tensors alone would decide."""
     got = table(
         rows({"torch": 2000.0, "cuda": 1000.0, "triton": 1100.0}),
-        rows({"torch": 900.0, "cuda": 500.0, "triton": 250.0}, shape=[8, 256, 256, 256]),
+        rows({"torch": 90.0, "cuda": 50.0, "triton": 25.0}, shape=[8, 256, 256, 256]),
     )
     assert got[key()] == ("triton", "cuda", "torch")
 

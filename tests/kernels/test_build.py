@@ -238,8 +238,8 @@ class TestLoading:
     def test_a_report_loads_what_is_compiled(self, capsys):
         library = cuda_library.compile_now()
         count = len(calls(self.tools))
-        assert _build.built() == library
         capsys.readouterr()
+        assert _build.built() == cuda_library.compile_now() == library
         reasons = {r["why_not"] for r in backend_report() if r["backend"] == "cuda"}
         (reason,) = reasons
         assert reason.startswith(f"the CUDA library {library} does not load")

@@ -69,7 +69,7 @@ def test_the_table_decides_by_kind_of_tensors(backends, table):
     assert chosen(on_cuda(32, 128, 256, 256, order=torch.contiguous_format)) == "torch"
     assert chosen(torch.empty(1, device="meta").expand(32, 128, 256, 256)) == "torch", "no GPU"
     # An adjoint's first argument may be a quarter of the image it belongs to.
-    assert chosen(on_cuda(32, 128, 128, 128), on_cuda(32, 128, 256, 256)) == "triton"
+    assert chosen(on_cuda(8, 128, 128, 128), on_cuda(8, 128, 256, 256)) == "triton"
 
 
 def test_the_next_one_runs_where_the_first_cannot(backends, table):
