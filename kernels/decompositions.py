@@ -2,8 +2,11 @@
 
 Every body is functional torch code in which no operator stops fusion, so that an op and what
 surrounds it become one kernel. Gradients stay those of the ops: autograd of a body would store and
-scatter every slice. Adaptive group norm stays whole: the compiler's backward pass reads more than
-twice what the op's does.
+scatter every slice. Adaptive group norm stays whole: the compiler's backward pass moves two to
+three times the bytes of the op's.
+
+Each body alone becomes one GPU kernel that moves every byte once. In a training step the compiler
+may besides store the sign of bias_leaky_relu_down's input: less memory for more bytes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """Backends of the ops: which exist, whether each is usable here and why not, and which one runs.
 
 The choice is one process-wide setting that is read inside the op's implementation, below torch's
-dispatcher. Backward passes run in other threads and compiled graphs keep ops opaque: both see the
-same choice.
+dispatcher. Backward passes run in other threads and compiled graphs keep ops whole: both see the
+same choice. Only "inductor" is read while code is traced: torch.compile then replaces ops by torch
+operators that it fuses with their surroundings.
+
+``DDGAN_FAST_BACKEND`` sets the choice for a process, ``DDGAN_FAST_BACKEND_UPFIRDN2D`` for one op;
+``use_backend`` goes before both.
 """
 
 from __future__ import annotations
@@ -35,8 +39,8 @@ class Backend:
     """None when usable on this machine, else the reason in words."""
     accepts: Callable[..., str | None]
     """None when it can handle these arguments of the op, else the reason in words."""
-    outlook: Callable[[], tuple[str | None, str]]
-    """What ``why_not`` would say, and a note or ""; has no side effects."""
+    outlook: Callable[[], tuple[str | None, str]] | None = None
+    """What ``why_not`` would say, and a note or "", where asking that has side effects."""
 
 
 _table: dict[str, dict[str, Backend]] = {}
@@ -70,10 +74,9 @@ def register_backend(
 ) -> None:
     """Add an implementation of ``op``; its arguments are those of the op's schema.
 
-    ``outlook`` stands in for ``why_not`` in reports where that has side effects.
+    Its reports ask ``outlook`` instead of ``why_not`` if that has side effects.
     """
-    backend = Backend(run, why_not, accepts, outlook or (lambda: (why_not(), "")))
-    _table.setdefault(op, {})[name] = backend
+    _table.setdefault(op, {})[name] = Backend(run, why_not, accepts, outlook)
     variable = f"{_VARIABLE}_{_public_name(op).upper()}"
     if variable in os.environ:
         _environment_per_op[op] = _backend_name(os.environ[variable], variable)
@@ -211,10 +214,10 @@ def backend_report() -> list[dict[str, str | bool]]:
     rows: list[dict[str, str | bool]] = []
     ask = functools.cache(lambda outlook: outlook())
     for op in sorted(_table):
-        states = {
-            name: ask(_table[op][name].outlook) if name in _table[op] else (_why_not(op, name), "")
-            for name in BACKENDS
-        }
+        states = {}
+        for name in BACKENDS:
+            outlook = _table[op][name].outlook if name in _table[op] else None
+            states[name] = ask(outlook) if outlook else (_why_not(op, name), "")
         chosen = _choice(op)
         if chosen not in BACKENDS:
             usable = [name for name in BACKENDS if states[name][0] is None]

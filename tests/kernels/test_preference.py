@@ -28,7 +28,6 @@ def backends(monkeypatch):
             name,
             lambda name=name: reasons.get(name),
             lambda *args, name=name: reasons.get(f"accepts {name}"),
-            lambda name=name: (reasons.get(name), ""),
         )
         for name in registry.BACKENDS
     }
