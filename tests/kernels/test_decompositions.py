@@ -146,6 +146,23 @@ def test_infinities_stay_where_they_are():
     torch.testing.assert_close(got, op("bias_leaky_relu")(-x, None, 0.2, 1.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_preactivations_around_zero(dtype):
+    """Zeros of both signs count as negative, the smallest positive half as positive."""
+    tiny = 6e-8 if dtype == torch.float16 else 1e-37
+    x = torch.tensor([0.0, -0.0, tiny, -tiny] * 4, dtype=dtype).reshape(1, 1, 4, 4)
+    taps = torch.tensor([0.5, 0.25], dtype=dtype)
+    grad, v = torch.ones(1, 1, 2, 2, dtype=dtype), torch.ones_like(x)
+    for name, arguments in (
+        ("bias_leaky_relu", (x, None, 0.5, 1.0)),
+        ("bias_leaky_relu_grad", (v, x, 0.5, 1.0)),
+        ("bias_leaky_relu_down_grad", (grad, x, None, taps, 0.5)),
+        ("bias_leaky_relu_down_tangent", (v, x, None, taps, 0.5)),
+    ):
+        _, (got,) = traced(name, arguments)
+        assert torch.equal(got, op(name)(*arguments)), name
+
+
 def test_what_stays_whole():
     """Drawn numbers, which must not depend on the compiler's rounding, and filters too long."""
     seed = torch.tensor([123456789012345])
