@@ -115,9 +115,8 @@ def test_a_compiled_step(tracing):
 @pytest.mark.slow
 @needs_tracing
 @needs_compiler
-@pytest.mark.parametrize("choice", ["auto", "inductor"])
-@pytest.mark.parametrize("penalize", [False, True])
-def test_compiled_steps(tracing, penalize, choice):
+@pytest.mark.parametrize(("choice", "penalize"), [("auto", False), ("inductor", True)])
+def test_compiled_steps(tracing, choice, penalize):
     with use_backend(choice):
         assert_equal(discriminator(), penalize, options=QUICK)
 
