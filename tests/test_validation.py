@@ -86,7 +86,7 @@ REFUSED = {
         ({"model.beta_min": 0, "model.beta_max": 1e-9}, "the first step would add no noise"),
         ({"model.beta_max": 2000}, "model.beta_max is 2000.0: it must be smaller, because no sig"),
         ({"model.beta_max": 1e300}, "no signal would be left before the last step."),
-        ({"discriminator.kind": "mlp"}, 'it must be "small", "large" or "custom", because model.k'),
+        ({"discriminator.kind": "mlp"}, 'it must be "small", "large", "custom" or "dense", because model.k'),
         ({"discriminator.ngf": 0}, "discriminator.ngf is 0: it must be at least 1."),
         ({"discriminator.t_emb_dim": 2}, "discriminator.t_emb_dim is 2: it must be at least 4"),
         ({"discriminator.t_emb_dim": 3}, "discriminator.t_emb_dim is 3: it must be at least 4"),

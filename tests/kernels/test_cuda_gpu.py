@@ -11,6 +11,7 @@ from ddgan_fast.kernels import (
     backend_report,
     bias_leaky_relu,
     bias_leaky_relu_down,
+    cuda_library,
     philox,
     q_sample_pair,
     sample_posterior,
@@ -32,6 +33,7 @@ def cuda_backend():
 
 
 def test_the_library_is_usable():
+    assert cuda_library.why_not() is None
     reasons = {r["op"]: r["why_not"] for r in backend_report() if r["backend"] == "cuda"}
     assert not any(reasons.values()), reasons
 

@@ -3,9 +3,6 @@
 The ops come from the registry, so that none can be forgotten.
 """
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -311,15 +308,6 @@ def test_function_transforms_are_refused(name):
     x = randn(2, 4, 6, 5)
     with pytest.raises(RuntimeError):
         torch.func.grad(lambda x: PUBLIC[name](x).sum())(x)
-
-
-def test_no_autograd_function_anywhere():
-    """torch.compile differentiates an autograd.Function twice to silently wrong numbers."""
-    for package in (ddgan_fast.kernels.__path__[0], ddgan_fast.__path__[0]):
-        for path in Path(package).rglob("*.py"):
-            code = re.sub(r'"""[\s\S]*?"""|#.*', "", path.read_text())
-            assert "autograd.Function" not in code, path
-            assert not re.search(r"import .*\bFunction\b", code), path
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
