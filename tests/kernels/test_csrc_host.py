@@ -207,6 +207,12 @@ def test_errors_are_sentences():
     with pytest.raises(RuntimeError, match=r"^bias_leaky_relu: out must lie in memory as x does"):
         out = torch.empty_like(x, memory_format=torch.channels_last)
         ops.bias_leaky_relu(x, None, 0.2, 1.0, out)
+    with pytest.raises(RuntimeError, match=r"^ada_group_norm_silu_resample: skip must be \[2, 4"):
+        row, statistics = torch.ones(2, 4), torch.empty(2, 2)
+        ops.ada_group_norm_silu_resample(
+            x, row, row, TAPS, 2, [1, 1], [2, 2], [1, 1, 1, 1], 1.0, 1e-6, True,
+            torch.empty(2, 1, 4, 2), statistics, statistics.clone(), torch.empty(2, 4, 3, 3), x,
+        )
     with pytest.raises(RuntimeError, match=r"^sample_posterior: t is 3 at sample 1, and"):
         t, tables = torch.tensor([0, 3]), torch.rand(3, 3)
         sample_posterior(x, x, t, tables, seed=torch.tensor([1]))
