@@ -129,7 +129,10 @@ def _register(library: torch.library.Library, definition: _Definition) -> Any:
     def run(*args: Any) -> Any:
         # Public functions check their inputs; a tangent may also come in through a gradient.
         refuse_tangents(name, *(a for a in args if isinstance(a, torch.Tensor)))
-        return select(name, args)(*args)
+        # Results have the dtypes that the fakes promise; and on GPUs backward passes run in threads
+        # where autocast's dtype is float16, whatever it is where they were started.
+        with torch._C._DisableAutocast():
+            return select(name, args)(*args)
 
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
     library.define(definition.schema, tags=tags)

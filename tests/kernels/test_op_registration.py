@@ -315,3 +315,16 @@ def test_function_transforms_are_refused(name):
 def test_repeats_bit_for_bit(name, layout):
     x = laid_out(randn(2, 4, 6, 5, dtype=torch.float32), layout)
     assert torch.equal(PUBLIC[name](x), PUBLIC[name](x))
+
+
+@pytest.mark.parametrize("name", _library.op_names)
+def test_autocast_changes_nothing(name):
+    """The fakes promise dtypes that autocast inside an op would change."""
+    op = getattr(torch.ops.ddgan_fast, name).default
+    for sample in SAMPLES[name]("channels_last"):
+        want = pytree.tree_leaves(op(*sample))
+        with torch.autocast("cpu", torch.bfloat16):
+            got = pytree.tree_leaves(op(*sample))
+        for a, b in zip(got, want, strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
