@@ -110,7 +110,10 @@ class DiscriminatorLoss(nn.Module):
         stats = {"D/real": loss_real.detach(), "D/fake": loss_fake.detach()}
         loss = loss_real.mean() + loss_fake.mean()
         if penalize:
-            (gradient,) = torch.autograd.grad(real.sum(), x_t, create_graph=True)
+            # On GPUs this runs in a thread where autocast's dtype is float16, whatever it is here,
+            # and a gradient per pixel is too small for it.
+            with torch.autocast(x_t.device.type, enabled=False):
+                (gradient,) = torch.autograd.grad(real.sum(), x_t, create_graph=True)
             wide = torch.promote_types(gradient.dtype, torch.float32)
             penalty = gradient.to(wide).square().flatten(1).sum(1)
             stats["D/r1"] = penalty.detach()

@@ -292,12 +292,19 @@ def test_autocast_covers_the_forward_passes_and_losses_stay_wide():
 
     micro = MicroBatch(randn(4, 3, SIZE, SIZE, seed=50).float(), None, handed_in(4, 60))
     micro.draws.z = micro.draws.z.float()
-    dtypes = []
-    d.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
+    dtypes, backwards = [], []
+
+    def look(module, inputs, output):
+        dtypes.append(output.dtype)
+        if output.requires_grad:
+            output.register_hook(lambda g: backwards.append(torch.is_autocast_enabled("cpu")))
+
+    d.register_forward_hook(look)
     step = TrainStep(g, d, diffusion, GAMMA, autocast=autocast)
     stats, grads = both_steps(step, [micro])
     assert entered == [False, True, True]
     assert set(dtypes) == {torch.bfloat16}
+    assert backwards and not any(backwards)
     assert {v.dtype for v in stats.values()} == {torch.float32}
     assert {v.dtype for v in grads.values()} == {torch.float32}
     assert all(torch.isfinite(v).all() for v in (*stats.values(), *grads.values()))
