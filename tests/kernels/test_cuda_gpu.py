@@ -1,5 +1,7 @@
 """The CUDA kernels on a device: against plain torch, on streams, in graphs, on huge tensors."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,8 +30,19 @@ SQUARE = torch.tensor([[0.1, 0.2, 0.3], [0.15, 0.05, 0.2]])
 
 @pytest.fixture(autouse=True)
 def cuda_backend():
-    with use_backend("cuda"):
+    # Rounded to TF32, plain torch would be no measure.
+    with use_backend("cuda"), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
+
+
+@functools.cache
+def moved(taps, device, dtype):
+    """Copied once: while a graph is captured, nothing can be copied from the host."""
+    return taps.to(device, dtype)
+
+
+def like(taps, x):
+    return moved(taps, x.device, x.dtype)
 
 
 def test_the_library_is_usable():
@@ -39,15 +52,17 @@ def test_the_library_is_usable():
 
 
 OPS = {
-    "up": lambda x, r: upfirdn2d(x, TAPS.to(x), up=2, padding=(2, 1), gain=4.0),
-    "down": lambda x, r: upfirdn2d(x, TAPS.to(x), down=2, padding=(1, 1)),
-    "same": lambda x, r: upfirdn2d(x, TAPS.to(x), padding=(2, 1)),
-    "odd taps": lambda x, r: upfirdn2d(x, ODD.to(x), up=2, down=3, padding=(2, -1)),
-    "square": lambda x, r: upfirdn2d(x, SQUARE.to(x), up=(1, 2), padding=(2, 1, 0, 3), flip=True),
+    "up": lambda x, r: upfirdn2d(x, like(TAPS, x), up=2, padding=(2, 1), gain=4.0),
+    "down": lambda x, r: upfirdn2d(x, like(TAPS, x), down=2, padding=(1, 1)),
+    "same": lambda x, r: upfirdn2d(x, like(TAPS, x), padding=(2, 1)),
+    "odd taps": lambda x, r: upfirdn2d(x, like(ODD, x), up=2, down=3, padding=(2, -1)),
+    "square": lambda x, r: upfirdn2d(
+        x, like(SQUARE, x), up=(1, 2), padding=(2, 1, 0, 3), flip=True
+    ),
     "act": lambda x, r: bias_leaky_relu(x, r, 0.2, 2**0.5),
     "act of channels": lambda x, r: bias_leaky_relu(x, r[0]),
-    "act down": lambda x, r: bias_leaky_relu_down(x, r, TAPS.to(x)),
-    "act down, odd taps": lambda x, r: bias_leaky_relu_down(x, r, ODD.to(x)),
+    "act down": lambda x, r: bias_leaky_relu_down(x, r, like(TAPS, x)),
+    "act down, odd taps": lambda x, r: bias_leaky_relu_down(x, r, like(ODD, x)),
     "norm": lambda x, r: ada_group_norm_silu(x, r + 1, r, x.shape[1] // 4),
     "norm, linear": lambda x, r: ada_group_norm_silu(x, r + 1, r, 2, silu=False),
     "norm up": lambda x, r: resampled(x, r, "up")[0],
@@ -57,7 +72,7 @@ OPS = {
 
 def resampled(x, r, way):
     groups = x.shape[1] // 4
-    return ada_group_norm_silu_resample(x, r + 1, r, groups, TAPS.to(x), resample=way)
+    return ada_group_norm_silu_resample(x, r + 1, r, groups, like(TAPS, x), resample=way)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -263,10 +278,10 @@ def test_compiled_step_equals_eager():
     """A discriminator-like step with its gradient penalty, the ops opaque inside."""
     weight = torch.randn(32, 32, 3, 3, device="cuda").mul_(0.1).requires_grad_()
     x = laid_out(randn(2, 32, 16, 16, dtype=torch.float32), "channels_last").cuda()
-    row = torch.randn(2, 32, device="cuda")
+    row, taps = torch.randn(2, 32, device="cuda"), TAPS.cuda()
 
     def loss(x):
-        y = OPS["act down"](F.conv2d(x, weight, padding=1), row)
+        y = bias_leaky_relu_down(F.conv2d(x, weight, padding=1), row, taps)
         (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         return g.square().sum() + y.mean()
 

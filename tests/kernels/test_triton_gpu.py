@@ -29,6 +29,13 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def exact_convolutions():
+    """Rounded to TF32, plain torch would be no measure."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", SAMPLE_LAYOUTS)
 @pytest.mark.parametrize("name", _library.op_names)
