@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,10 @@ from . import facts
 from .gpu_units import Child, Unit, die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
+_INTERRUPTED_S = 8.0
+"""For a program to end by itself after it is interrupted."""
+_SHARE = 0.7
+"""Of the time left, for one file of tests before others."""
 
 
 def units(child: Child) -> list[Unit]:
@@ -33,16 +38,24 @@ def units(child: Child) -> list[Unit]:
 
 
 def _run(command: list[str], log: Path, seconds: float, **variables: str) -> int:
-    """A program's exit code; its output goes to ``log``. Raises when it takes too long."""
+    """A program's exit code; its output goes to ``log``. What takes too long is interrupted."""
     with log.open("ab") as file:
         file.write(f"$ {' '.join(command)}\n".encode())
         file.flush()
-        done = subprocess.run(
+        process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
-            timeout=max(seconds, 1.0), env={**os.environ, **variables}, preexec_fn=die_with_parent,
-            check=False,
+            env={**os.environ, **variables}, preexec_fn=die_with_parent,
         )
-    return done.returncode
+    try:
+        return process.wait(max(seconds, 1.0))
+    except subprocess.TimeoutExpired:
+        # Interrupted, pytest still writes its report.
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_INTERRUPTED_S)
+    finally:
+        process.kill()
+    return process.wait()
 
 
 
@@ -126,16 +139,23 @@ def _tests(child: Child) -> list[Unit]:
         ]
     # The kernels' own tests come first: everything else stands on them.
     files.sort(key=lambda path: ("kernels" not in path.parts, path.name))
-    return [(str(p.relative_to(ROOT)), partial(_test_file, child, p)) for p in files]
+    shares = [*[_SHARE] * (len(files) - 1), 1.0]
+    return [
+        (str(path.relative_to(ROOT)), partial(_test_file, child, path, share))
+        for path, share in zip(files, shares, strict=True)
+    ]
 
 
-def _test_file(child: Child, path: Path) -> None:
+def _test_file(child: Child, path: Path, share: float) -> None:
     report = child.work / f"{path.stem}.xml"
     command = [sys.executable, "-m", "pytest", str(path), "-q", "--tb=short", "-p",
                "no:cacheprovider", f"--junitxml={report}", "--durations=5"]
     if not child.tiny:
         command += ["-m", "gpu"]
-    code = _run(command, child.out / "pytest.txt", child.seconds_left())
+    if "triton" in path.stem and importlib.util.find_spec("xdist") and not child.tiny:
+        # Hundreds of kernels to compile, each by one core.
+        command += ["-n", "8"]
+    code = _run(command, child.out / "pytest.txt", share * child.seconds_left())
     if not report.exists():
         raise RuntimeError(f"pytest ended with code {code} and left no report: see pytest.txt")
     suite = ElementTree.parse(report).getroot().find("testsuite")
@@ -150,6 +170,8 @@ def _test_file(child: Child, path: Path) -> None:
     child.row(case="tests", file=path.name, **counts, failing=failing, exit_code=code)
     if counts["failures"] or counts["errors"]:
         raise RuntimeError(f"{len(failing)} tests fail: {', '.join(failing)[:1000]}")
+    if code:
+        raise RuntimeError(f"pytest ended with code {code} after {counts['tests']} tests")
 
 
 def _sanitizer(child: Child) -> list[Unit]:

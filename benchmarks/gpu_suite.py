@@ -30,7 +30,7 @@ from .gpu_units import DEVICE_LOST, Child, die_with_parent, read
 LIMITS = {
     "env": 40,
     "build": 150,
-    "tests": 180,
+    "tests": 210,
     "sanitizer": 90,
     "kernels": 240,
     "step": 200,

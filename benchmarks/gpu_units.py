@@ -148,9 +148,9 @@ class Child:
             return False
         try:
             torch.cuda.synchronize()
+            torch.cuda.empty_cache()
         except Exception:
             return True
-        torch.cuda.empty_cache()
         return False
 
     def _say(self, text: str) -> None:

@@ -26,6 +26,8 @@ Result = tuple[torch.Tensor, ...]
 OURS = ("cuda", "triton", "torch")
 _FLOOR = {"bf16": 2e-3, "fp32": 2e-6}
 """Error that is always allowed: one rounding of the result."""
+_SECONDS = 3.0
+"""For the timed rounds of one pass; slow providers make them fewer, but three."""
 _PER_SAMPLE = ("x", "bias", "scale", "shift", "x_next", "t", "index", "flip")
 
 
@@ -40,7 +42,7 @@ class Settings:
     Attributes:
         device: where.
         rounds: how often.
-        deadline: value of ``time.monotonic()`` after which no case begins.
+        deadline: value of ``time.monotonic()`` after which no case and no pass begins.
         copy_gb_s: measured copy bandwidth, or None.
         skip: (op, provider) pairs to leave out.
         trying: told of (op, provider) before it runs for the first time.
@@ -112,6 +114,8 @@ def run_case(case: KernelCase, clock: Clock, settings: Settings) -> list[Row]:
         cotangents = tuple(torch.randn_like(y) for y in op.plain(inputs))
     tangent = torch.randn_like(inputs["x"]) if inputs["x"].is_floating_point() else inputs["x"]
     for which in case.passes():
+        if rows and time.monotonic() > settings.deadline:
+            break
         truth = Truth(case, inputs, cotangents, tangent, which)
         # Baselines draw their own noise while timed, and take ours while compared.
         given = None
@@ -147,9 +151,10 @@ def run_case(case: KernelCase, clock: Clock, settings: Settings) -> list[Row]:
             named[name] = row
             rows.append(row)
         clock.rounds(timed, 2)
+        round_s = sum(one.micros[-1] for one in timed.values()) / 1e6
         for one in timed.values():
             one.micros.clear()
-        clock.rounds(timed, settings.rounds)
+        clock.rounds(timed, min(settings.rounds, max(3, int(_SECONDS / max(round_s, 1e-6)))))
         _fill_in(case, which, named, timed, settings.copy_gb_s)
         del timed, truth
     if clock.device.type == "cuda":

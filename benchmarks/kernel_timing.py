@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ import torch
 Call = Callable[[], object]
 _WARMUP = 3
 _HOST_CALLS = 10
+_HOST_SECONDS = 0.2
+"""For these calls together; a slow one is called less often."""
 _COPY_BYTES = 1 << 30
 
 
@@ -68,17 +71,20 @@ class Clock:
             return Timed(call)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
+            began = time.perf_counter()
             for _ in range(_WARMUP):
                 call()
             self.stream.synchronize()
+            each = (time.perf_counter() - began) / _WARMUP
+            calls = max(1, min(_HOST_CALLS, int(_HOST_SECONDS / each)))
             began = time.perf_counter()
-            for _ in range(_HOST_CALLS):
+            for _ in range(calls):
                 call()
-            host_us = 1e6 * (time.perf_counter() - began) / _HOST_CALLS
+            host_us = 1e6 * (time.perf_counter() - began) / calls
             self.stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
+            graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
             try:
-                graph.capture_begin()
+                graph.capture_begin(pool)
                 try:
                     call()
                 finally:
@@ -87,6 +93,7 @@ class Clock:
                 self.stream.synchronize()
             except Exception as error:  # a call that cannot be captured is timed launch by launch
                 torch.cuda.synchronize(self.device)
+                _abandon(pool)
                 return Timed(call, None, str(error).strip().split("\n")[0][:200], host_us)
         return Timed(call, graph, "", host_us)
 
@@ -123,6 +130,15 @@ class Clock:
         """Wait for the device; raises what went wrong there."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _abandon(pool: tuple[int, int]) -> None:
+    """End a failed capture for the allocator, too: it would never again empty its cache."""
+    device = torch.cuda.current_device()
+    # Where the capture ended in good order, there is nothing to end, and the first call raises.
+    with contextlib.suppress(Exception):
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
 
 
 def quantiles(micros: list[float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from ddgan_fast.benchmarks import gpu_suite, kernel_bench, kernel_cases
+from ddgan_fast.benchmarks import gpu_parts, gpu_suite, kernel_bench, kernel_cases
 from ddgan_fast.benchmarks.gpu_units import DEVICE_LOST, Child, read
 from ddgan_fast.benchmarks.kernel_timing import Clock
 
@@ -189,6 +189,31 @@ def test_no_unit_begins_after_the_limit(tmp_path):
     one = dataclasses.replace(child(tmp_path), deadline=time.monotonic() - 1)
     assert one.run([("a", lambda: pytest.fail("ran"))]) == 0
     assert statuses(one) == {"a": "not reached"}
+
+
+def test_tests_that_take_too_long_leave_their_results(tmp_path):
+    path = tmp_path / "test_two.py"
+    path.write_text(
+        "import time\ndef test_fast(): pass\ndef test_slow(): time.sleep(100)\n"
+    )
+    one = dataclasses.replace(child(tmp_path), deadline=time.monotonic() + 10)
+    with pytest.raises(RuntimeError, match="ended with code 2 after 1 tests"):
+        gpu_parts._test_file(one, path, 1.0)
+    (row,) = (r["row"] for r in read(one.records))
+    assert (row["tests"], row["failures"], row["exit_code"]) == (1, 0, 2)
+
+
+def test_slow_providers_are_timed_less_often(monkeypatch):
+    monkeypatch.setattr(kernel_bench, "_SECONDS", 0.0)
+    many = dataclasses.replace(settings(), rounds=7)
+    rows = kernel_bench.run_case(small_case(), Clock(torch.device("cpu")), many)
+    assert {row["rounds"] for row in rows} == {3}
+
+
+def test_no_pass_but_the_first_begins_after_the_limit():
+    late = dataclasses.replace(settings(), deadline=time.monotonic() - 1)
+    rows = kernel_bench.run_case(small_case(), Clock(torch.device("cpu")), late)
+    assert {row["pass"] for row in rows} == {"forward"}
 
 
 def test_half_a_line_is_no_record(tmp_path):
