@@ -139,10 +139,12 @@ def _tests(child: Child) -> list[Unit]:
         ]
     # The kernels' own tests come first: everything else stands on them.
     files.sort(key=lambda path: ("kernels" not in path.parts, path.name))
-    shares = [*[_SHARE] * (len(files) - 1), 1.0]
     return [
-        (str(path.relative_to(ROOT)), partial(_test_file, child, path, share))
-        for path, share in zip(files, shares, strict=True)
+        (
+            str(path.relative_to(ROOT)),
+            partial(_test_file, child, path, 1.0 if path is files[-1] else _SHARE),
+        )
+        for path in files
     ]
 
 

@@ -78,7 +78,7 @@ class Suite:
         self.save()
         for entry in self.results["parts"]:
             self.part(entry)
-            if entry["name"] == "build" and entry["status"] != "ok":
+            if entry["name"] == "build" and entry.get("units", {}).get("csrc") != "ok":
                 # Every later process would try again otherwise.
                 self.environment["DDGAN_FAST_BUILD"] = "0"
             self.pictures()
