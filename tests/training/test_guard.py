@@ -160,7 +160,7 @@ def test_a_step_number_may_be_a_tensor():
     assert "step 42 " in finite.at_tick()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_nothing_waits_for_the_gpu():
     params = [torch.nn.Parameter(torch.randn(8, device="cuda")) for _ in range(3)]
     optimizer = torch.optim.Adam(params, fused=True)

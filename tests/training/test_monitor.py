@@ -75,7 +75,7 @@ def test_a_million_small_values_are_not_lost_in_rounding():
     assert stats.read()["a"] * 1001 == pytest.approx(1e9 + 10, abs=1e-3)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_adding_never_waits_for_the_gpu():
     stats = DeviceStats("cuda")
     values, t = torch.ones(4, device="cuda"), torch.arange(4, device="cuda")
