@@ -31,6 +31,7 @@ _TURNS = {
     8: _Turn.ROTATE_90,
 }
 _ADVICE = "replace it or take it out of the data"
+_PNG_END = b"IEND\xaeB`\x82"
 _LARGEST_RESIZED = 1 << 28  # pixels of an image after resizing, before the crop
 
 
@@ -70,6 +71,8 @@ def decode_image(data: bytes, name: str, size: int, channels: int) -> NDArray[np
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise _Refused("it holds several frames or pages")
             image.load()
+            if image.format == "PNG" and data.rfind(_PNG_END) < 0:  # Pillow does without it
+                raise _Refused("it is cut short")
             upright = _upright(to_mode(image, channels), _orientation(image))
             return np.asarray(fit(upright, size)).reshape(size, size, channels)
     except UnidentifiedImageError:

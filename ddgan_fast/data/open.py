@@ -16,12 +16,13 @@ from ddgan_fast.data.records_cifar import is_cifar10, open_cifar10
 from ddgan_fast.data.records_folder import FolderRecords
 from ddgan_fast.data.records_idx import StackedRecords, is_idx, open_idx
 from ddgan_fast.data.records_lmdb import LmdbRecords, is_lmdb
+from ddgan_fast.data.records_tar import TarRecords, is_tar
 from ddgan_fast.data.records_zip import ZipRecords
 from ddgan_fast.validation import FILE_SOURCES
 
 _UNDERSTOOD = (
-    "a folder of images, a zip archive, an LMDB database (or a folder of train.lmdb and "
-    "validation.lmdb, or of LSUN's CLASS_train_lmdb), CIFAR-10, IDX files"
+    "a folder of images, a zip archive, tars of WebDataset, an LMDB database (or a folder of "
+    "train.lmdb and validation.lmdb, or of LSUN's CLASS_train_lmdb), CIFAR-10, IDX files"
 )
 _SHOWN = 5  # names from a folder that a message lists
 
@@ -62,6 +63,8 @@ def open_records(
         records = FolderRecords(path)
     elif kind == "zip":
         records = ZipRecords(path)
+    elif kind == "tar":
+        records = TarRecords(path)
     elif kind == "lmdb":
         records = LmdbRecords(path, split, lsun_class)
     elif kind == "cifar10":
@@ -82,9 +85,9 @@ def detect(path: Path) -> str:
         FileNotFoundError: If there is nothing there.
         ValueError: If it is of no known kind, or might be of two.
     """
-    if not path.exists():
+    if not path.exists() and not (is_tar(path) and "{" in str(path)):
         raise FileNotFoundError(f"{path} does not exist: check the spelling of the data's path.")
-    tests = {"lmdb": is_lmdb, "cifar10": is_cifar10, "idx": is_idx}
+    tests = {"lmdb": is_lmdb, "cifar10": is_cifar10, "idx": is_idx, "tar": is_tar}
     kinds = [kind for kind, test in tests.items() if test(path)]
     if path.is_file() and not kinds and zipfile.is_zipfile(path):
         kinds = ["zip"]

@@ -116,7 +116,11 @@ class SourceFile:
         if self._descriptor is None:
             with self._lock:
                 if self._descriptor is None:
-                    self._descriptor = self._open()
+                    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+                    self._descriptor = os.open(self.path, flags)
+        # Every time: a file may be written anew under an open descriptor.
+        if self._status(os.fstat(self._descriptor)) != (self.size, self.changed):
+            raise OSError(f"{self.path} has changed since its index was read: start again.")
         return pread(self._descriptor, length, offset, name)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,13 +133,6 @@ class SourceFile:
         descriptor = getattr(self, "_descriptor", None)
         if descriptor is not None:
             os.close(descriptor)
-
-    def _open(self) -> int:
-        descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        if self._status(os.fstat(descriptor)) != (self.size, self.changed):
-            os.close(descriptor)
-            raise OSError(f"{self.path} has changed since its index was read: start again.")
-        return descriptor
 
     @staticmethod
     def _status(status: os.stat_result) -> tuple[int, int]:

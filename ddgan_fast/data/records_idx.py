@@ -96,28 +96,28 @@ class StackedRecords(Records):
         self.path = digits.path
         self._digits = digits
         n = len(digits)
-        self._triples = np.stack(
+        self.triples = np.stack(
             [permutations(n, channel, np.arange(2)).reshape(-1) for channel in range(3)], axis=1
         )
         if digits.labels is not None:
-            self.labels = digits.labels[self._triples] @ np.array([100, 10, 1])
+            self.labels = digits.labels[self.triples] @ np.array([100, 10, 1])
             self.class_names = tuple(f"{i:03}" for i in range(1000))
         self.fingerprint = hashlib.sha256(
             f"{self.kind} {digits.fingerprint}\n".encode()
         ).hexdigest()
 
     def __len__(self) -> int:
-        return len(self._triples)
+        return len(self.triples)
 
     def name(self, i: int) -> str:
-        triple = ", ".join(str(digit) for digit in self._triples[i])
+        triple = ", ".join(str(digit) for digit in self.triples[i])
         return f"{self.path}, stacked image {i} of the digits {triple}"
 
     def read(self, i: int) -> NDArray[np.uint8]:
-        return np.stack([self._digits.read(int(digit))[..., 0] for digit in self._triples[i]], -1)
+        return np.stack([self._digits.read(int(digit))[..., 0] for digit in self.triples[i]], -1)
 
     def pixels(self) -> NDArray[np.uint8]:
-        return np.stack([self._digits.pixels()[digits, ..., 0] for digits in self._triples.T], -1)
+        return np.stack([self._digits.pixels()[digits, ..., 0] for digits in self.triples.T], -1)
 
 
 def open_idx(

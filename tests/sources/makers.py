@@ -64,6 +64,17 @@ def tar_bytes(members, **options):
     return stream.getvalue()
 
 
+def write_tars(folder, shards):
+    files = [(f"train-{k:05}.tar", tar_bytes(members)) for k, members in enumerate(shards)]
+    return write_files(folder, files)
+
+
+def npy(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
 def cifar_batches(images, labels, per_batch):
     """Rows [n, 3072] and labels of data_batch_1 to 5, then of test_batch."""
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]

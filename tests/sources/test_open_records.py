@@ -10,6 +10,7 @@ import pytest
 from makers import (
     cifar_binaries,
     cifar_pickles,
+    npy,
     pictures,
     png,
     tar_bytes,
@@ -17,6 +18,7 @@ from makers import (
     write_folder,
     write_idx,
     write_lmdb,
+    write_tars,
     zip_of,
 )
 
@@ -24,7 +26,7 @@ from ddgan_fast.config import Config
 from ddgan_fast.data import build_dataset
 from ddgan_fast.data.decoded import Decoded
 from ddgan_fast.data.open import open_records
-from ddgan_fast.data.records import decode
+from ddgan_fast.data.records import decode, pread
 
 IMAGES = pictures()
 LABELS = np.arange(20) % 10
@@ -39,6 +41,12 @@ def make(kind, root):
         return zip_of(root / "images.zip", IMAGES)
     if kind == "deflated zip":
         return zip_of(root / "images.zip", IMAGES, zipfile.ZIP_DEFLATED)
+    if kind == "tar":
+        members = [(f"{i:06}.png", data) for i, data in enumerate(encoded)]
+        return write_tars(root / "shards", [members[:13], members[13:]])
+    if kind == "npy tar":
+        members = [(f"{i:06}.npy", npy(x)) for i, x in enumerate(IMAGES)]
+        return write_tars(root / "shards", [members])
     if kind == "raw lmdb":
         return write_lmdb(root / "celeba" / "train.lmdb", [x.tobytes() for x in IMAGES]).parent
     if kind == "encoded lmdb":
@@ -60,6 +68,8 @@ KINDS = {
     "folder": "folder",
     "zip": "zip",
     "deflated zip": "zip",
+    "tar": "tar",
+    "npy tar": "tar",
     "raw lmdb": "lmdb",
     "encoded lmdb": "lmdb",
     "lsun": "lmdb",
@@ -126,7 +136,7 @@ def config(path, **data):
     return cfg
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "lsun", "cifar binary"])
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "lsun", "cifar binary"])
 def test_data_sets_are_found_out(kind, tmp_path):
     path = make(kind, tmp_path)
     dataset = build_dataset(config(path))
@@ -135,6 +145,15 @@ def test_data_sets_are_found_out(kind, tmp_path):
     again = build_dataset(config(path, source=KINDS[kind], cache="none"))
     assert again.digest == dataset.digest
     assert len(build_dataset(config(path, limit=7))) == 7
+
+
+def test_short_reads_are_errors(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(100)))
+    with open(path, "rb") as file:
+        assert pread(file.fileno(), 10, 90, "x") == bytes(range(90, 100))
+        with pytest.raises(OSError, match="the file ends 5 bytes before the end of the record"):
+            pread(file.fileno(), 10, 95, "x")
 
 
 def test_nothing_that_fits(tmp_path):
