@@ -17,7 +17,17 @@ if TYPE_CHECKING:
         RunConfig,
     )
 
-FILE_SOURCES = ("auto", "folder", "zip", "tar", "lmdb", "cifar10", "idx", "stacked_mnist")
+FILE_SOURCES = (
+    "auto",
+    "folder",
+    "zip",
+    "tar",
+    "parquet",
+    "lmdb",
+    "cifar10",
+    "idx",
+    "stacked_mnist",
+)
 SOURCES = ("digits", "gaussians25", "synthetic", *FILE_SOURCES)
 
 LSUN_SCENES = (
