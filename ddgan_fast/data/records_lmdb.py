@@ -60,7 +60,7 @@ class LmdbRecords(Records):
         sample = np.unique(np.linspace(0, len(self) - 1, _SAMPLE).astype(np.int64))
         lengths = [len(self._value(int(i))) for i in sample]
         self.side = _raw_side(lengths)
-        keys = ((part.key(k), "") for part in self._parts for k in range(len(part)))
+        keys = ((part.keys, part.ends.astype("<i8").tobytes().hex()) for part in self._parts)
         self.fingerprint = fingerprint_of(f"{self.kind} {lengths}", keys)
 
     def __len__(self) -> int:
