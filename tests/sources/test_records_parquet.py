@@ -27,6 +27,7 @@ def test_splits_labels_and_names(tmp_path, unchanged):
     assert test.labels.tolist() == labels[30:] and test.fingerprint != train.fingerprint
     order = np.random.default_rng(0).permutation(40)  # six row groups, of which four are kept
     np.testing.assert_array_equal([decode(both, i, 32, 3) for i in order], IMAGES[order])
+    assert len(both._kept) == 4
     assert train.name(24) == f"{tmp_path / 'train-00001.parquet'}, row 9"
 
 
