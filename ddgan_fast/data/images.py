@@ -7,12 +7,15 @@ antialiased bilinear filter.
 from __future__ import annotations
 
 import io
+import os
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_REFUSED_EXTENSIONS = (".gif", ".avif", ".heic", ".heif", ".jxl")
 TRANSFORM = "exif, alpha dropped, shorter side bilinear, centre crop"
 """Name of what ``decode_image`` does; part of a data set's digest."""
 
@@ -28,7 +31,23 @@ _TURNS = {
     8: _Turn.ROTATE_90,
 }
 _ADVICE = "replace it or take it out of the data"
+_PNG_END = b"IEND\xaeB`\x82"
 _LARGEST_RESIZED = 1 << 28  # pixels of an image after resizing, before the crop
+
+
+def is_image(name: str, where: str) -> bool:
+    """Whether a file's name is that of an image.
+
+    Raises:
+        ValueError: If it is that of an image of a kind that is not read; ``where`` names the file.
+    """
+    extension = os.path.splitext(name)[1].lower()
+    if extension in _REFUSED_EXTENSIONS:
+        raise ValueError(
+            f"{where} is of a kind that is not read: convert it to png or webp, "
+            "or take it out of the data."
+        )
+    return extension in EXTENSIONS
 
 
 def decode_image(data: bytes, name: str, size: int, channels: int) -> NDArray[np.uint8]:
@@ -52,6 +71,8 @@ def decode_image(data: bytes, name: str, size: int, channels: int) -> NDArray[np
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise _Refused("it holds several frames or pages")
             image.load()
+            if image.format == "PNG" and data.rfind(_PNG_END) < 0:  # Pillow does without it
+                raise _Refused("it is cut short")
             upright = _upright(to_mode(image, channels), _orientation(image))
             return np.asarray(fit(upright, size)).reshape(size, size, channels)
     except UnidentifiedImageError:
