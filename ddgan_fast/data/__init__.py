@@ -22,6 +22,17 @@ def build_dataset(cfg: Config) -> Dataset:
         NotADirectoryError: If the path is not a folder.
         RuntimeError: If a package is missing.
     """
-    from ddgan_fast.data import sources
+    from ddgan_fast.data import shards, sources
 
-    return sources.build(cfg.data, cfg.model)
+    data, model = cfg.data, cfg.model
+    on_disk = data.source in ("auto", "folder", "shards") and data.path is not None
+    if on_disk and shards.is_shards(str(data.path)):
+        return shards.open_shards(
+            str(data.path),
+            model.image_size,
+            model.num_channels,
+            limit=data.limit,
+            cache=data.cache,
+            workers=data.workers,
+        )
+    return sources.build(data, model)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddgan_fast.data.images import decode_image, prepare_pixels
+from ddgan_fast.data.images import PUBLISHED, Geometry, decode_image, prepare_pixels
 
 
 class Records(ABC):
@@ -55,7 +55,9 @@ class Records(ABC):
         return f"{self.kind} {self.path}: {len(self):,} images{classes}"
 
 
-def decode(records: Records, i: int, size: int, channels: int) -> NDArray[np.uint8]:
+def decode(
+    records: Records, i: int, size: int, channels: int, geometry: Geometry = PUBLISHED
+) -> NDArray[np.uint8]:
     """Record i as the networks see it, uint8 [size, size, channels].
 
     Raises:
@@ -64,8 +66,8 @@ def decode(records: Records, i: int, size: int, channels: int) -> NDArray[np.uin
     """
     data = records.read(i)
     if isinstance(data, np.ndarray):
-        return prepare_pixels(data, records.name(i), size, channels)
-    return decode_image(data, records.name(i), size, channels)
+        return prepare_pixels(data, records.name(i), size, channels, geometry)
+    return decode_image(data, records.name(i), size, channels, geometry)
 
 
 def pread(descriptor: int, length: int, offset: int, name: str) -> bytes:
