@@ -162,11 +162,11 @@ def test_crop_none_rejects_what_is_not_square(source, tmp_path):
 
 def test_duplicates_are_kept(tmp_path):
     (tmp_path / "in").mkdir()
-    for i in range(3):
-        Image.fromarray(photo(1)).save(tmp_path / "in" / f"{i}.png")
-    make(tmp_path / "in", tmp_path / "out")
-    images = open_shards(tmp_path / "out").fetch(np.arange(3))
-    assert (images == images[0]).all()
+    for i in range(6):
+        Image.fromarray(photo(1 if i % 2 else i)).save(tmp_path / "in" / f"{i}.png")
+    manifest = make(tmp_path / "in", tmp_path / "out").manifest
+    images = open_shards(tmp_path / "out").fetch(np.arange(6))
+    assert (images[1::2] == images[1]).all() and manifest.duplicates == 2
 
 
 def test_fewer_images_than_a_batch_train(source, tmp_path):

@@ -202,6 +202,11 @@ def test_cache_and_limit(out):
     assert first.digest != whole.digest == kept.digest == open_shards(out, limit=99).digest
     with pytest.raises(IndexError):
         first.fetch(np.array([5]))
+    assert open_shards(out, cache="gpu").array is None
+    for shards in (whole, kept):
+        target = np.zeros((3, 8, 8, 3), np.uint8)
+        shards.fetch_into(np.array([9, 0, 9]), target)
+        np.testing.assert_array_equal(target, EXPECTED[[9, 0, 9]])
     with pytest.raises(ValueError, match=r'data.cache is "disk"'):
         open_shards(out, cache="disk")
 

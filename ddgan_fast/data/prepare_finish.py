@@ -72,6 +72,7 @@ def finish(work: Work, job: dict[str, Any], shards: list[Made]) -> Manifest:
         digest=dataset_digest(recipe.shape, n, (made.hashes for made in shards), labels),
         source=job["source"],
         transform=job["transform"],
+        duplicates=_duplicates(shards),
         rejects=sum(len(made.rejects) for made in shards),
         tool=f"ddgan_fast {ddgan_fast.__version__}, Pillow {PIL.__version__}",
         files=files,
@@ -113,6 +114,11 @@ def restore(folder: Path, manifest: Manifest, shards: dict[int, Made]) -> None:
 def _save_crcs(folder: Path, made: Made) -> None:
     with atomic_open(folder / crc_name(shard_name(made.task.number))) as file:
         file.write(made.crcs.astype("<u4").tobytes())
+
+
+def _duplicates(shards: list[Made]) -> int:
+    rows = np.ascontiguousarray(np.concatenate([made.hashes for made in shards]))
+    return len(rows) - len(np.unique(rows.view("V32")))
 
 
 def _without_holes(folder: Path, shards: list[Made]) -> list[Made]:

@@ -69,8 +69,10 @@ class Meter:
             self._bar.stop()
 
     def _figures(self) -> str:
+        if self._done == self._before:
+            return "? img/s, ?"
         speed = self.speed()
-        return f"{speed:,.0f} img/s, {clock((self._total - self._done) / max(speed, 1e-9))}"
+        return f"{speed:,.0f} img/s, {clock((self._total - self._done) / speed)}"
 
 
 def clock(seconds: float) -> str:

@@ -173,6 +173,7 @@ def member(records: Records, i: int, recipe: Recipe) -> tuple[NDArray[np.uint8],
         pixels = prepare_pixels(data, name, size, channels, geometry)
     else:
         pixels = decode_image(data, name, size, channels, geometry)
+    pixels = np.ascontiguousarray(pixels)
     if not recipe.encoded:
         return pixels, pixels.tobytes(), "npy"
     extension = None if isinstance(data, np.ndarray) else _as_it_is(data, recipe)
@@ -227,7 +228,7 @@ def _write(work: Work, task: Task, tick: Callable[[int], None], file: BinaryIO) 
         for part in (tar_header(name, length), prefix, content, bytes(padding(length))):
             digest.update(part)
             file.write(part)
-        hashes.append(hashlib.sha256(pixels.tobytes()).digest())
+        hashes.append(hashlib.sha256(pixels.data).digest())
         crcs.append(zlib.crc32(content))
         spans.append((offset + TAR_HEADER, length))
         offset += TAR_HEADER + length + padding(length)

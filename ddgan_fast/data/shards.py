@@ -68,8 +68,8 @@ def open_shards(
         size: Side in pixels that the images must have; None: any.
         channels: Number of channels that they must have; None: any.
         limit: Use only the first so many images.
-        cache: "ram" reads everything now and keeps it, "none" reads as needed, "auto" is "ram"
-            when the images take at most 1 GiB.
+        cache: "ram" reads everything now and keeps it, "none" and "gpu" read as needed, "auto" is
+            "ram" when the images take at most 1 GiB.
         workers: Threads that decode an encoded set.
 
     Raises:
@@ -146,15 +146,20 @@ class ShardSet(Dataset, Records):
         """
         if self.array is not None:
             return np.asarray(self.array[indices])
-        numbers = [self._number(i) for i in indices]
-        result = np.empty((len(numbers), *self.shape), np.uint8)
-        if self.encoding == "npy":
-            for row, i in zip(result, numbers, strict=True):
-                self._read_pixels(i, memoryview(row).cast("B"))
-        else:
-            for j, i in enumerate(numbers):
-                result[j] = self._decode(i)
+        result = np.empty((len(indices), *self.shape), np.uint8)
+        self.fetch_into(indices, result)
         return result
+
+    def fetch_into(self, indices: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
+        """Like ``fetch``, into the memory of a contiguous array [N, H, W, C]."""
+        for row, index in zip(target, indices, strict=True):
+            i = self._number(index)
+            if self.array is not None:
+                row[:] = self.array[i]
+            elif self.encoding == "npy":
+                self._read_pixels(i, memoryview(row).cast("B"))
+            else:
+                row[:] = self._decode(i)
 
     def read(self, i: int) -> bytes | NDArray[np.uint8]:
         """Image i: pixels [H, W, C], or the encoded file of an encoded set."""
@@ -194,8 +199,8 @@ class ShardSet(Dataset, Records):
 
     def keep(self, cache: str) -> None:
         """Reads everything into memory as ``cache`` of ``open_shards`` says."""
-        if cache not in ("auto", "ram", "none"):
-            raise ValueError(f'data.cache is "{cache}"; allowed are "auto", "ram" and "none".')
+        if cache not in ("auto", "ram", "none", "gpu"):
+            raise ValueError(f'data.cache is "{cache}"; allowed are auto, ram, none and gpu.')
         nbytes = len(self) * int(np.prod(self.shape))
         if cache == "ram" or (cache == "auto" and nbytes <= _AUTO_CACHE_BYTES):
             self.array = self.fetch(np.arange(len(self)))

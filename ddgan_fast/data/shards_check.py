@@ -118,6 +118,7 @@ def facts(shards: ShardSet) -> list[tuple[str, str]]:
         ("fingerprint", str(source["fingerprint"])),
         ("transform", ", ".join([rules, *(f"{k} {v}" for k, v in transform.items())])),
         ("mirrored", "as good as the original" if manifest.flips else "not equivalent"),
+        ("duplicates", f"{manifest.duplicates:,}"),
         ("left out", f"{manifest.rejects:,}"),
         ("made by", manifest.tool),
         ("digest", manifest.digest),

@@ -69,6 +69,8 @@ class Manifest:
     """Kind, name, fingerprint and number of records of what the set was made from."""
     transform: Mapping[str, Any]
     """How it was made: resolution, channels, filter, crop, rules."""
+    duplicates: int
+    """Images that are equal to one before them; they are part of the set."""
     rejects: int
     """Records that were left out; rejects.jsonl lists them."""
     tool: str
