@@ -17,6 +17,9 @@ if TYPE_CHECKING:
         RunConfig,
     )
 
+FILE_SOURCES = ("auto", "folder", "zip", "tar", "lmdb", "cifar10", "idx", "stacked_mnist", "shards")
+SOURCES = ("digits", "gaussians25", "synthetic", *FILE_SOURCES)
+
 LSUN_SCENES = (
     "bedroom",
     "bridge",
@@ -267,7 +270,7 @@ def _optim(optim: OptimConfig) -> None:
 
 
 def _data(data: DataConfig, model: ModelConfig) -> None:
-    _one_of("data.source", data.source, ("digits", "gaussians25", "folder", "synthetic"))
+    _one_of("data.source", data.source, SOURCES)
     points = model.kind == "mlp"
     _require(
         (data.source == "gaussians25") == points,
@@ -286,6 +289,7 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
     _one_of("data.mode", data.mode, ("stream", "epoch"))
     _one_of("data.cache", data.cache, ("auto", "ram", "none"))
     _at_least("data.workers", data.workers, 0)
+    _one_of("data.split", data.split, ("train", "validation", "both"))
     if data.lsun_class is not None:
         _one_of("data.lsun_class", data.lsun_class, LSUN_SCENES)
     if data.limit is not None:

@@ -25,10 +25,11 @@ def build_dataset(cfg: Config) -> Dataset:
     from ddgan_fast.data import shards, sources
 
     data, model = cfg.data, cfg.model
-    on_disk = data.source in ("auto", "folder", "shards") and data.path is not None
-    if on_disk and shards.is_shards(str(data.path)):
+    if data.path is not None and (
+        data.source == "shards" or (data.source == "auto" and shards.is_shards(data.path))
+    ):
         return shards.open_shards(
-            str(data.path),
+            data.path,
             model.image_size,
             model.num_channels,
             limit=data.limit,

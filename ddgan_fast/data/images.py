@@ -7,6 +7,7 @@ antialiased bilinear filter.
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_REFUSED_EXTENSIONS = (".gif", ".avif", ".heic", ".heif", ".jxl")
 TRANSFORM = "exif, alpha dropped, shorter side bilinear, centre crop"
 """Name of what ``decode_image`` does; part of a data set's digest."""
 
@@ -30,6 +33,7 @@ _TURNS = {
     8: _Turn.ROTATE_90,
 }
 _ADVICE = "replace it or take it out of the data"
+_PNG_END = b"IEND\xaeB`\x82"
 _LARGEST_RESIZED = 1 << 28  # pixels of an image after resizing, before the crop
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -52,6 +56,21 @@ class Geometry:
 
 PUBLISHED = Geometry()
 """What the published preprocessing does."""
+
+
+def is_image(name: str, where: str) -> bool:
+    """Whether a file's name is that of an image.
+
+    Raises:
+        ValueError: If it is that of an image of a kind that is not read; ``where`` names the file.
+    """
+    extension = os.path.splitext(name)[1].lower()
+    if extension in _REFUSED_EXTENSIONS:
+        raise ValueError(
+            f"{where} is of a kind that is not read: convert it to png or webp, "
+            "or take it out of the data."
+        )
+    return extension in EXTENSIONS
 
 
 def decode_image(
@@ -78,6 +97,8 @@ def decode_image(
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise _Refused("it holds several frames or pages")
             image.load()
+            if image.format == "PNG" and data.rfind(_PNG_END) < 0:  # Pillow does without it
+                raise _Refused("it is cut short")
             upright = _upright(to_mode(image, channels), _orientation(image))
             return np.asarray(fit(upright, size, geometry)).reshape(size, size, channels)
     except UnidentifiedImageError:
