@@ -19,7 +19,7 @@ from PIL import Image
 
 from ddgan_fast.cli import main
 from ddgan_fast.data import prepare as module
-from ddgan_fast.data import prepare_pool, prepare_shard
+from ddgan_fast.data import prepare_finish, prepare_pool, prepare_shard
 from ddgan_fast.data.images import decode_image
 from ddgan_fast.data.plan import Plan
 from ddgan_fast.data.prepare import prepare
@@ -239,6 +239,30 @@ def test_a_shard_counts_only_whole(source, tmp_path, watch, fault):
     records = watch(source)
     assert make(source, tmp_path / "out", max_bad=1).made == 1
     assert records.seen == [4, 5, 6, 7] and verify(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("place", "made"),
+    [
+        ((prepare_shard, "file_sha256"), 1),  # members are renamed, but nothing knows yet
+        ((prepare_finish, "_save"), 0),
+        ((prepare_finish, "dataset_digest"), 0),
+        ((shutil, "rmtree"), 0),  # the manifest is there already
+    ],
+)
+def test_killed_at_the_end(source, tmp_path, monkeypatch, place, made):
+    (source / "a" / "04.jpg").write_bytes(b"no image")  # so that later shards are renumbered
+    make(source, tmp_path / "whole", max_bad=1)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(source, tmp_path / "out", max_bad=1)
+    assert make(source, tmp_path / "out", max_bad=1).made == made
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("encoded", [False, True])
