@@ -3,9 +3,11 @@
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from PIL import Image
 
 from ddgan_fast.cli import main
 from ddgan_fast.data import prepare as module
-from ddgan_fast.data import prepare_finish, prepare_pool, prepare_shard
+from ddgan_fast.data import prepare_finish, prepare_pool, prepare_progress, prepare_shard
 from ddgan_fast.data.images import decode_image
 from ddgan_fast.data.plan import Plan
 from ddgan_fast.data.prepare import prepare
@@ -569,6 +571,30 @@ def test_a_disk_that_fills_up_meanwhile(source, tmp_path, monkeypatch):
 
 
 # The command
+
+
+def test_progress_in_lines(monkeypatch, capsys):
+    monkeypatch.setattr(prepare_progress, "_LINE_EVERY_S", 0)
+    with prepare_progress.Meter(4000, 1000) as meter:
+        meter.advance(0)
+        time.sleep(0.01)
+        meter.advance(1500)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "preparing: 1,000 of 4,000 images, ? img/s, ? left"
+    assert re.fullmatch(r"preparing: 2,500 of 4,000 images, [\d,]+ img/s, 0:00:\d\d left", second)
+
+
+def test_progress_in_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with prepare_progress.Meter(4000, verb="verifying") as meter:
+        meter.advance(2500)
+        meter._bar.refresh()
+    shown = sys.stderr.getvalue()
+    assert "verifying" in shown and "2500/4000" in shown and " img/s, 0:00:0" in shown
 
 
 def test_command(source, tmp_path, capsys):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddgan_fast.cli import main
 from ddgan_fast.config import Config
 from ddgan_fast.data import build_dataset
 from ddgan_fast.data import shards as module
@@ -216,12 +217,28 @@ def test_training_reads_it(out):
     cfg.data.path, cfg.model.image_size = str(out), 8
     shards = build_dataset(cfg)
     assert shards.digest == open_shards(out).digest and shards.flips
+    for source in ("shards", "stacked_mnist"):  # whatever the preset's source was
+        cfg.data.source = source
+        assert build_dataset(cfg).kind == "shards"
+    cfg.data.source = "synthetic"
+    with pytest.raises(ValueError, match="reads no files"):
+        build_dataset(cfg)
+    cfg.data.source = "auto"
     cfg.model.image_size = 32
     with pytest.raises(ValueError, match=r"images 8x8x3, but the model is for 32x32x3: prepare .*"):
         build_dataset(cfg)
     cfg.model.image_size, cfg.model.num_channels = 8, 1
     with pytest.raises(ValueError, match=r"--resolution 8 --channels 1, or change"):
         build_dataset(cfg)
+
+
+def test_train_by_the_command(out, tmp_path, capsys):
+    options = f"""train digits --data.source auto --data {out} --run.dir {tmp_path / "run"}
+        --model.num_channels 3 --model.num_channels_dae 16 --discriminator.ngf 16
+        --run.steps 2 --run.sample_every 0 --run.batch_size 4 --device cpu
+        --run.tensorboard false"""
+    assert main(options.split()) == 0
+    assert f"shards {out}: 11 images 8x8x3, 2 classes" in capsys.readouterr().out
 
 
 def test_reader_needs_no_torch(out):

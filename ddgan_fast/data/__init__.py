@@ -23,13 +23,13 @@ def build_dataset(cfg: Config) -> Dataset:
         RuntimeError: If a package is missing.
     """
     from ddgan_fast.data import shards, sources
+    from ddgan_fast.validation import FILE_SOURCES
 
     data, model = cfg.data, cfg.model
-    if data.path is not None and (
-        data.source == "shards" or (data.source == "auto" and shards.is_shards(data.path))
-    ):
+    from_files = data.source in FILE_SOURCES and data.path is not None
+    if from_files and (data.source == "shards" or shards.is_shards(str(data.path))):
         return shards.open_shards(
-            data.path,
+            str(data.path),
             model.image_size,
             model.num_channels,
             limit=data.limit,

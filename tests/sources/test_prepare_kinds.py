@@ -112,6 +112,20 @@ def test_shards_without_their_manifest_are_a_webdataset(tmp_path, digests):
     assert again.digest == digests[0] and again.manifest.source["kind"] == "tar"
 
 
+def test_mistakes_name_the_options_of_prepare(tmp_path):
+    source = write_lmdb(tmp_path / "faces" / "train.lmdb", [png(IMAGES[0])]).parent
+    write_folder(tmp_path / "both", IMAGES[:1])
+    write_idx(tmp_path / "both", IMAGES[..., 0], None)
+    for place, options, words in [
+        (tmp_path / "both", {}, "choose one by --source."),
+        (source, {"kind": "cd"}, r'^--source is "cd"; allowed are auto, folder'),
+        (source, {"split": "half"}, r'^--split is "half"; allowed'),
+        (source, {"split": "validation"}, r'for --split "validation"; it holds'),
+    ]:
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            prepared(place, tmp_path / "out", **options)
+
+
 def test_stacked_digits_are_not_mirrored(tmp_path):
     digits = pictures(9, 28)[..., 0]
     source = write_idx(tmp_path / "digits", digits, np.arange(9))
