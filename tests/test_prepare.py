@@ -34,6 +34,7 @@ from ddgan_fast.data.shards_format import dataset_digest
 from ddgan_fast.data.torch_loader import Loader
 
 N = 23
+SLOWLY = str(Path(__file__).with_name("prepare_slowly.py"))
 
 
 def photo(i, height=12, width=10):
@@ -75,7 +76,7 @@ def command(source, out, *options, resolution=8, shard_images=4):
 class Watched(Records):
     """Other records; counts what is read, and does something before."""
 
-    def __init__(self, inner, hook=lambda i: None):
+    def __init__(self, inner, hook=None):
         self.inner, self.hook, self.seen = inner, hook, []
         self.kind, self.path, self.fingerprint = inner.kind, inner.path, inner.fingerprint
         self.labels, self.class_names, self.flips = inner.labels, inner.class_names, inner.flips
@@ -88,7 +89,8 @@ class Watched(Records):
 
     def read(self, i):
         self.seen.append(i)
-        self.hook(i)
+        if self.hook:
+            self.hook(i)
         return self.inner.read(i)
 
 
@@ -96,7 +98,7 @@ class Watched(Records):
 def watch(monkeypatch):
     """Makes prepare() read through a Watched, which is returned."""
 
-    def start(source, hook=lambda i: None):
+    def start(source, hook=None):
         records = Watched(open_source(source, "auto", "train", None, 8), hook)
         monkeypatch.setattr(module, "open_source", lambda *args: records)
         return records
@@ -323,10 +325,10 @@ def many(tmp_path_factory):
     return folder, digest
 
 
-def start(source, out):
+def start(source, out, how=("-m", "ddgan_fast")):
     words = command(source, out, resolution=128, shard_images=8)
     return subprocess.Popen(
-        [sys.executable, "-m", "ddgan_fast", *words],
+        [sys.executable, *how, *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -365,7 +367,7 @@ def test_ten_kills(many, tmp_path):
 
 def test_interrupt_says_how_to_go_on(many, tmp_path):
     source, digest = many
-    process = start(source, tmp_path / "out")
+    process = start(source, tmp_path / "out", [SLOWLY])
     wait_until(lambda: module.progress_of(tmp_path / "out") > 0 or process.poll() is not None)
     children = processes_below(process.pid)
     process.send_signal(signal.SIGINT)
@@ -567,7 +569,15 @@ def test_a_disk_that_fills_up_meanwhile(source, tmp_path, monkeypatch):
         "train-00001.tar",
     ]
     monkeypatch.setattr(prepare_shard, "_write", write)
-    assert make(source, tmp_path / "out").made == 4
+
+    def no_room(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_finish, "_save", no_room)
+        with pytest.raises(OSError, match=r"out cannot be written \(No space left on device\)"):
+            make(source, tmp_path / "out")
+    assert make(source, tmp_path / "out").made == 0
 
 
 # The command

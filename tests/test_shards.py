@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
@@ -415,7 +416,19 @@ def mixed(tmp_path):
     rgb.save(folder / "b7.tif")
     Image.fromarray(pixels(4, (8, 8, 2)).view(np.uint16)[..., 0]).save(folder / "b8.png")
     rgb.save(folder / "b9.png", transparency=(1, 2, 3))
+    (folder / "c0.png").write_bytes(_png_of_16_bits(pixels(5, (8, 8, 6))))
     return folder
+
+
+def _png_of_16_bits(samples):
+    """An RGB file such as Pillow cannot write; samples are bytes [H, W, 6]."""
+    rows = b"".join(b"\0" + row.tobytes() for row in samples)
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))]
+    parts += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
 
 
 def _orientation(value):

@@ -22,7 +22,7 @@ from ddgan_fast.data.prepare_finish import finish, rejected, restore
 from ddgan_fast.data.prepare_pool import make_shards
 from ddgan_fast.data.prepare_progress import Meter, clock
 from ddgan_fast.data.prepare_request import Request, check, check_places, compare, job_of
-from ddgan_fast.data.prepare_shard import Made, Task, Work, finished, member
+from ddgan_fast.data.prepare_shard import Made, Task, Work, finished, member, writing
 from ddgan_fast.data.prepare_source import open_source
 from ddgan_fast.data.shards import open_shards
 from ddgan_fast.data.shards_format import (
@@ -97,8 +97,9 @@ def prepare(request: Request) -> Outcome:
             print(f"Going on: {len(complete):,} of {len(tasks):,} shards are complete.")
         _make_missing(work, missing, complete, request.workers)
         ordered = [complete[task.number] for task in tasks]
-        _check_rejects(out, ordered, request.max_bad)
-        manifest = finish(work, job, ordered)
+        with writing(out):
+            _check_rejects(out, ordered, request.max_bad)
+            manifest = finish(work, job, ordered)
     return Outcome(manifest, len(missing))
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -117,16 +118,23 @@ def make_shard(work: Work, task: Task, tick: Callable[[int], None]) -> Made:
         RuntimeError: no record of the range can be used.
     """
     path = work.folder / shard_name(task.number)
-    try:
+    with writing(path):
         with atomic_open(path) as file:
             made = _write(work, task, tick, file)
         _note_down(work.folder, made)
+    return made
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file or folder when writing fails, and says how to go on."""
+    try:
+        yield
     except OSError as error:
         raise OSError(
-            f"{path} cannot be written ({error.strerror or error}): see to it, and give the same "
+            f"{path} cannot be written ({error.strerror or error}): mend that, and give the same "
             "command again; complete shards are kept."
         ) from error
-    return made
 
 
 def finished(folder: Path, task: Task) -> Made | None:
