@@ -7,9 +7,10 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from ddgan_fast.data.prepare_shard import Made, Stopped, Task, Work, make_shard
@@ -50,7 +51,8 @@ def _in_processes(
     pool = ProcessPoolExecutor(workers, context, _start_worker, (work, counter, stop))
     seen = 0
     try:
-        pending: set[Future[Made]] = {pool.submit(_make, task) for task in tasks}
+        with _no_interrupt():
+            pending: set[Future[Made]] = {pool.submit(_make, task) for task in tasks}
         while pending:
             done, pending = wait(pending, _POLL_S, FIRST_COMPLETED)
             seen, before = counter.value, seen
@@ -60,6 +62,19 @@ def _in_processes(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C, which reaches all those of a terminal.
+
+    They inherit the mask, even while they start. This process sees to it that they stop.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _result(future: Future[Made]) -> Made:
@@ -77,8 +92,6 @@ def _result(future: Future[Made]) -> Made:
 def _start_worker(work: Work, counter: Any, stop: Any) -> None:
     global _worker
     _worker = work, counter, stop
-    # Ctrl-C reaches all processes of a terminal; the parent sees to it that these stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
