@@ -333,6 +333,8 @@ def start(source, out, how=("-m", "ddgan_fast")):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Else it would ignore Ctrl-C when these tests run in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
