@@ -108,7 +108,7 @@ class DiscriminatorConfig:
     """The time-dependent discriminator D(x_t, t, x_{t+1})."""
 
     kind: str = "small"
-    """"small" (published for 32 px), "large" (256 px), "custom" (see block_mults) or "mlp"."""
+    """"small" (32 px), "large" (256 px), "custom", "dense" (few pixels) or "mlp" (points)."""
     ngf: int = 64
     """Base width."""
     t_emb_dim: int = 256
@@ -118,9 +118,9 @@ class DiscriminatorConfig:
     block_downs: tuple[bool, ...] = ()
     """Whether each block halves the resolution (kind "custom")."""
     hidden: int = 512
-    """Width of the hidden layers (kind "mlp")."""
+    """Width of the hidden layers (kinds "dense" and "mlp")."""
     hidden_layers: int = 3
-    """Number of hidden layers (kind "mlp")."""
+    """Number of hidden layers (kinds "dense" and "mlp")."""
     point_features: int = 0
     """Random Fourier frequencies of x_t (kind "mlp"); 0 = none."""
 

@@ -55,8 +55,10 @@ def generator_names(cfg: Config | ModelConfig) -> dict[str, str]:
 def discriminator_names(cfg: Config | DiscriminatorConfig) -> dict[str, str]:
     """Our parameter name -> published name, in the published order."""
     d = cfg.discriminator if isinstance(cfg, Config) else cfg
-    if d.kind == "mlp":
-        raise ValueError('only convolutional discriminators have a published format, not "mlp".')
+    if d.kind in ("dense", "mlp"):
+        raise ValueError(
+            f'only convolutional discriminators have a published format, not "{d.kind}".'
+        )
     blocks = len(BLOCKS[d.kind][0]) if d.kind in BLOCKS else len(d.block_mults)
     stems = {"time_embed.layers.0": "t_embed.main.0", "time_embed.layers.1": "t_embed.main.2"}
     stems["conv_in"] = "start_conv"

@@ -95,7 +95,7 @@ def print_report() -> None:
 def kernel_table(
     ops: list[dict[str, Any]],
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
-    """One row per op, one column per backend; and a line for each reason not to use one.
+    """One row per op, one column per backend; and a line for each remark, why not to use one.
 
     Args:
         ops: rows of ``backend_report``.
@@ -109,8 +109,9 @@ def kernel_table(
     for row in ops:
         state = "chosen" if row["chosen"] else "usable" if row["usable"] else "-"
         states.setdefault(row["op"], {})[row["backend"]] = state
-        if row["why_not"]:
-            reasons.setdefault(f"{row['backend']}: {row['why_not']}", []).append(row["op"])
+        remark = row["why_not"] or row.get("note")
+        if remark:
+            reasons.setdefault(f"{row['backend']}: {remark}", []).append(row["op"])
     matrix = [(op, *(cells.get(name, "-") for name in names)) for op, cells in states.items()]
     notes = [
         f"  {reason} ({'all ops' if len(affected) == len(states) else ', '.join(affected)})"
@@ -220,13 +221,14 @@ def _nvcc() -> list[Row]:
 def _csrc() -> list[Row]:
     from .kernels import _build
 
-    library = _build.prebuilt()
-    if library.is_file():
+    library = _build.built()
+    if library is not None:
         return [Row("csrc", True, f"compiled: {library}")]
     reason = _build.why_not()
     if reason is not None:
         return [Row("csrc", False, f"not compiled, and not needed: {reason}")]
-    return [Row("csrc", True, "not compiled; compiled at the first use of backend cuda")]
+    hint = "compiled at the first use of backend cuda, or now by `python -m ddgan_fast.kernels`"
+    return [Row("csrc", True, f"not compiled; {hint}")]
 
 
 def _dali() -> list[Row]:

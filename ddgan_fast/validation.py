@@ -225,13 +225,13 @@ def group_norm_widths(model: ModelConfig) -> Iterator[tuple[int, str]]:
 
 
 def _discriminator(disc: DiscriminatorConfig, model: ModelConfig) -> None:
-    kinds = ("mlp",) if model.kind == "mlp" else ("small", "large", "custom")
+    kinds = ("mlp",) if model.kind == "mlp" else ("small", "large", "custom", "dense")
     _one_of("discriminator.kind", disc.kind, kinds, f'model.kind is "{model.kind}"')
     for name in ("ngf", "hidden", "hidden_layers"):
         _at_least(f"discriminator.{name}", getattr(disc, name), 1)
     _at_least("discriminator.point_features", disc.point_features, 0)
     _embedding_width("discriminator.t_emb_dim", disc.t_emb_dim)
-    if disc.kind == "mlp":
+    if disc.kind in ("dense", "mlp"):
         return
     halvings = {"small": 3, "large": 6, "custom": sum(disc.block_downs)}[disc.kind]
     if disc.kind == "custom":

@@ -120,6 +120,29 @@ def why_not() -> str | None:
     return None if any(SOURCES.glob("*.cu")) else f"no CUDA sources in {SOURCES}"
 
 
+def planned() -> tuple[Path, str]:
+    """The library that ``build`` returns, which may not exist yet, and its architectures.
+
+    Raises:
+        BuildError: it cannot be built.
+    """
+    plan = _plan(None, False)
+    return _in_cache(plan), plan.archs
+
+
+def built() -> Path | None:
+    """The CUDA library where it is compiled already: ahead of time, or in the cache."""
+    if prebuilt().is_file():
+        return prebuilt()
+    if why_not():
+        return None
+    try:
+        library, _ = planned()
+    except BuildError:
+        return None
+    return library if library.is_file() else None
+
+
 def build(archs: str | None = None, verbose: bool = False, *, host_only: bool = False) -> Path:
     """Compile csrc/ unless the cache has it; processes that start together compile once.
 
@@ -136,9 +159,8 @@ def build(archs: str | None = None, verbose: bool = False, *, host_only: bool = 
         BuildError: no compiler, or it failed.
     """
     plan = _plan(archs, host_only)
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"ddgan_fast_c-{plan.key()}.so"
+    library = _in_cache(plan)
+    library.parent.mkdir(parents=True, exist_ok=True)
     if library.is_file():
         return library
     failure = library.with_suffix(".failed")
@@ -156,6 +178,10 @@ def build(archs: str | None = None, verbose: bool = False, *, host_only: bool = 
             raise
         failure.unlink(missing_ok=True)
     return library
+
+
+def _in_cache(plan: _Plan) -> Path:
+    return cache_folder() / f"ddgan_fast_c-{plan.key()}.so"
 
 
 def _plan(archs: str | None, host_only: bool) -> _Plan:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +16,9 @@ import torch
 
 from . import _build
 from .registry import lazy, register_backend
+
+COMPILE = "python -m ddgan_fast.kernels"
+"""The command that compiles csrc/."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -27,7 +32,20 @@ _on_cpu = False
 def register(name: str, folder: str, function: str) -> None:
     """Add the CUDA implementation of one op: a function of ``<folder>/cuda_impl.py``."""
     run = lazy(f"{__package__}.{folder}.cuda_impl", function)
-    register_backend(name, "cuda", run, why_not=why_not, accepts=accepts)
+    register_backend(name, "cuda", run, why_not=why_not, accepts=accepts, outlook=outlook)
+
+
+def outlook() -> tuple[str | None, str]:
+    """What ``why_not`` would say, and a note or ""; loads a library but never compiles one."""
+    try:
+        reason = _build.why_not()
+    except ValueError as error:
+        return str(error), ""
+    if _on_cpu or _asked or _loaded or not torch.cuda.is_available() or _build.built():
+        return why_not(), ""
+    if reason:
+        return f"the CUDA library is not compiled: {reason}", ""
+    return None, f"not compiled yet: compiled at first use, for minutes, or now by `{COMPILE}`"
 
 
 def why_not() -> str | None:
@@ -134,15 +152,15 @@ def _load() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     if _loaded is None:
-        path = _build.prebuilt()
-        if not path.is_file():
+        path = _build.built()
+        if path is None:
             reason = _build.why_not()
             if reason and _build.mode() == "1":
                 raise RuntimeError(f"DDGAN_FAST_BUILD=1, but csrc/ is not compiled: {reason}.")
             if reason:
                 return f"the CUDA library is not compiled: {reason}"
             try:
-                path = _build.build()
+                path = compile_now()
             except _build.BuildError as error:
                 if _build.mode() == "1":
                     raise
@@ -159,6 +177,19 @@ def _load() -> str | None:
     return unsuitable(
         built["cuda"], built["archs"], driver_version(), torch.cuda.get_device_capability()
     )
+
+
+def compile_now() -> Path:
+    """Compile csrc/ unless it is compiled, and say so beforehand.
+
+    Raises:
+        BuildError: it cannot be built.
+    """
+    library, archs = _build.planned()
+    if not library.is_file() and os.environ.get("LOCAL_RANK", "0") == "0":
+        text = f"compiling CUDA kernels for {archs} into {library.parent}, for minutes, once"
+        print(f"ddgan_fast: {text}.", file=sys.stderr, flush=True)
+    return _build.build()
 
 
 def driver_version() -> int | None:

@@ -200,13 +200,17 @@ def test_reasons_are_said_once():
 
 @pytest.mark.parametrize(
     ("compiler", "ok", "words"),
-    [(None, False, "not needed: no nvcc"), ("/opt/nvcc", True, "at the first use")],
+    [
+        (None, False, "not needed: no nvcc"),
+        ("/opt/nvcc", True, "or now by `python -m ddgan_fast.kernels`"),
+    ],
 )
 def test_compiled_kernels(monkeypatch, tmp_path, compiler, ok, words):
     from ddgan_fast.kernels import _build
 
     monkeypatch.setattr(_build, "find_nvcc", lambda: compiler)
     monkeypatch.setattr(_build, "prebuilt", lambda: tmp_path / "library.so")
+    monkeypatch.setattr(_build, "planned", lambda: (tmp_path / "cached.so", "90a"))
     (row,) = doctor._csrc()
     assert row.ok is ok and words in row.value
     (tmp_path / "library.so").touch()

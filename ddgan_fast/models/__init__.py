@@ -5,11 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from ..config import Config, ModelConfig
+from .dense import DenseDiscriminator
 from .discriminator import Discriminator
 from .generator import Generator
 from .toy import PointDiscriminator, PointGenerator
 
 __all__ = [
+    "DenseDiscriminator",
     "Discriminator",
     "Generator",
     "PointDiscriminator",
@@ -30,4 +32,6 @@ def build_discriminator(cfg: Config) -> nn.Module:
     d = cfg.discriminator
     if d.kind == "mlp":
         return PointDiscriminator(d, cfg.model.num_channels)
+    if d.kind == "dense":
+        return DenseDiscriminator(d, cfg.model.num_channels, cfg.model.image_size)
     return Discriminator(d, cfg.model.num_channels)

@@ -68,8 +68,8 @@ class DiscriminatorBlock(nn.Module):
         return residual(self.skip(x), self.conv2(h), True)
 
 
-def minibatch_stddev(h: torch.Tensor, group: int = 4) -> torch.Tensor:
-    """The mean deviation over each set of samples as one more channel.
+def group_deviation(h: torch.Tensor, group: int = 4) -> torch.Tensor:
+    """The mean deviation over the set of samples that each sample belongs to.
 
     With g = min(N, group) and N divisible by g, sample i belongs to set i mod (N / g), as
     published. Other batches, for which the published network is undefined, keep that rule with
@@ -77,15 +77,13 @@ def minibatch_stddev(h: torch.Tensor, group: int = 4) -> torch.Tensor:
     {0, 2, 4} and {1, 3}.
 
     Args:
-        h: [N, C, H, W].
+        h: [N, ...], N at least 1.
         group: samples per set.
 
     Returns:
-        [N, C + 1, H, W].
+        [N], in h's dtype; computed in float32 at least.
     """
-    n, _, height, width = h.shape
-    if n == 0:
-        return F.pad(h, (0, 0, 0, 0, 0, 1))
+    n = h.shape[0]
     g = min(n, group)
     sets = math.ceil(n / g)
     wide = h.to(torch.promote_types(h.dtype, torch.float32))
@@ -96,8 +94,15 @@ def minibatch_stddev(h: torch.Tensor, group: int = 4) -> torch.Tensor:
         variance = torch.stack(
             [wide[m::sets].flatten(1).var(0, correction=0) for m in range(sets)]
         )
-    value = torch.sqrt(variance + 1e-8).mean(1)
-    value = value.repeat(g)[:n].reshape(n, 1, 1, 1).to(h.dtype)
+    return torch.sqrt(variance + 1e-8).mean(1).repeat(g)[:n].to(h.dtype)
+
+
+def minibatch_stddev(h: torch.Tensor, group: int = 4) -> torch.Tensor:
+    """h [N, C, H, W] with ``group_deviation`` as one more channel: [N, C + 1, H, W]."""
+    n, _, height, width = h.shape
+    if n == 0:
+        return F.pad(h, (0, 0, 0, 0, 0, 1))
+    value = group_deviation(h, group)[:, None, None, None]
     return torch.cat([h, value.expand(n, 1, height, width)], 1)
 
 

@@ -77,6 +77,8 @@ def check_draw(
         raise ValueError(
             f"{op}: pass exactly one of noise=... and seed=...; randomness enters explicitly."
         )
+    if seed is not None and not isinstance(seed, torch.Tensor):
+        raise ValueError(f"{op}: seed must be int64[1] on the device, got {seed!r}.")
     if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1):
         raise ValueError(f"{op}: seed must be int64[1], got {seed.dtype} {list(seed.shape)}.")
     for name, value in (("t", t), ("index", index)):

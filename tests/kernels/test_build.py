@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddgan_fast.kernels import _build, cuda_library
+from ddgan_fast import doctor
+from ddgan_fast.kernels import _build, backend_report, cuda_library, registry
 
 ROOT = Path(_build.__file__).resolve().parent.parent
 needs_compiler = pytest.mark.skipif(_build._compiler() is None, reason="needs a C++ compiler")
@@ -177,6 +178,10 @@ class TestLoading:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         for name, value in (("_loaded", None), ("_asked", False), ("_reason", None)):
             monkeypatch.setattr(cuda_library, name, value)
+        # Triton would ask for the pretended device's capability, and remember the answer.
+        table = {op: {n: b for n, b in known.items() if n != "triton"}
+                 for op, known in registry._table.items()}
+        monkeypatch.setattr(registry, "_table", table)
         self.tools = tools
 
     def test_a_failure_is_remembered_and_said_once(self):
@@ -200,6 +205,56 @@ class TestLoading:
         (self.tools / "bin/nvcc").unlink()
         with pytest.raises(RuntimeError, match="DDGAN_FAST_BUILD=1, but"):
             cuda_library.why_not()
+
+    def test_a_report_compiles_nothing(self, capsys):
+        for _ in range(2):
+            rows = [r for r in backend_report() if r["backend"] == "cuda"]
+            assert all(r["usable"] and not r["why_not"] for r in rows)
+            assert {r["note"] for r in rows} == {
+                "not compiled yet: compiled at first use, for minutes, or now by "
+                "`python -m ddgan_fast.kernels`"
+            }
+            doctor.print_report()
+        assert not calls(self.tools) and not _build.cache_folder().exists()
+        captured = capsys.readouterr()
+        assert "cuda: not compiled yet" in captured.out and captured.err == ""
+
+    def test_real_use_says_that_it_compiles(self, capsys):
+        assert "does not load" in cuda_library.why_not()
+        (line,) = capsys.readouterr().err.splitlines()
+        folder = self.tools / "cache" / "ddgan_fast"
+        assert line == (
+            f"ddgan_fast: compiling CUDA kernels for 80;90a;100;120 into {folder}, for minutes, "
+            "once."
+        )
+        assert "does not load" in cuda_library.why_not()
+        assert capsys.readouterr().err == ""
+
+    def test_only_the_first_rank_says_it(self, monkeypatch, capsys):
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        cuda_library.why_not()
+        assert capsys.readouterr().err == "" and calls(self.tools)
+
+    def test_a_report_loads_what_is_compiled(self, capsys):
+        library = cuda_library.compile_now()
+        count = len(calls(self.tools))
+        capsys.readouterr()
+        assert _build.built() == cuda_library.compile_now() == library
+        reasons = {r["why_not"] for r in backend_report() if r["backend"] == "cuda"}
+        (reason,) = reasons
+        assert reason.startswith(f"the CUDA library {library} does not load")
+        assert len(calls(self.tools)) == count and capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize(
+        ("mode", "words"),
+        [("0", "forbids compiling"), ("1", "no nvcc"), ("maybe", "choose 0, 1 or auto")],
+    )
+    def test_a_report_never_raises(self, monkeypatch, mode, words):
+        monkeypatch.setenv("DDGAN_FAST_BUILD", mode)
+        if mode == "1":
+            (self.tools / "bin/nvcc").unlink()
+        reason, note = cuda_library.outlook()
+        assert words in reason and note == ""
 
     def test_one_built_ahead_is_taken_first(self):
         _build.prebuilt().write_text("not a library")
@@ -225,6 +280,15 @@ class TestLoading:
 def test_library_and_machine(cuda, archs, driver, capability, words):
     reason = cuda_library.unsuitable(cuda, archs, driver, capability)
     assert reason is None if words is None else words in reason
+
+
+def test_the_command_that_compiles(tools):
+    command = [sys.executable, "-m", "ddgan_fast.kernels"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    (tools / "bin/nvcc").unlink()
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "csrc/ cannot be built: no nvcc on the path or under CUDA_HOME.\n"
 
 
 def test_nothing_is_compiled_or_loaded_at_import():

@@ -108,7 +108,7 @@ def test_backward_sees_the_choice(fake_backend):
 
 def test_an_unknown_backend_is_refused():
     with (
-        pytest.raises(ValueError, match="'metal': choose one of auto, cuda, triton, torch"),
+        pytest.raises(ValueError, match="'metal': choose one of auto, cuda, triton, torch, induc"),
         use_backend("metal"),
     ):
         pass
@@ -117,20 +117,21 @@ def test_an_unknown_backend_is_refused():
 def test_report(fake_backend):
     fake_backend["why_not"] = "no reason"
     rows = backend_report()
-    assert len(rows) == len(_library.op_names) * 3
+    assert len(rows) == len(_library.op_names) * 4
     assert {tuple(sorted(row)) for row in rows} == {
-        ("backend", "chosen", "op", "usable", "why_not")
+        ("backend", "chosen", "note", "op", "usable", "why_not")
     }
     for row in rows:
         assert row["usable"] == (not row["why_not"])
     for op in _library.op_names:
-        assert sum(row["chosen"] for row in rows if row["op"] == op) == 1
+        assert [row["backend"] for row in rows if row["op"] == op and row["chosen"]] == ["torch"]
     row = next(r for r in rows if (r["op"], r["backend"]) == ("bias_leaky_relu", "triton"))
     assert row == {
         "op": "bias_leaky_relu",
         "backend": "triton",
         "usable": False,
         "why_not": "no reason",
+        "note": "",
         "chosen": False,
     }
 
@@ -163,9 +164,10 @@ with use_backend("torch"):
 def test_an_unknown_name_in_the_environment_is_refused(variable, monkeypatch):
     """On import; here a second copy of the module is executed."""
     monkeypatch.setenv(variable, "metal")
-    spec = importlib.util.spec_from_file_location("registry_again", registry.__file__)
+    name = f"{registry.__name__}_again"
+    spec = importlib.util.spec_from_file_location(name, registry.__file__)
     copy = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "registry_again", copy)
+    monkeypatch.setitem(sys.modules, name, copy)
     with pytest.raises(ValueError, match=f"{variable} is 'metal': choose one of auto, cuda"):
         spec.loader.exec_module(copy)
         copy.register_backend("upfirdn2d", "torch", lambda: None)

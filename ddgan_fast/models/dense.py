@@ -1,0 +1,44 @@
+"""Fully connected discriminator for images of a few pixels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import DiscriminatorConfig
+from .discriminator import group_deviation
+from .layers import timestep_embedding
+
+
+class DenseDiscriminator(nn.Module):
+    """D(x_t [N, C, H, W], t [N], x_{t+1}) -> logits [N, 1], every pixel in sight of every unit.
+
+    On images as small as handwritten digits it learns which strokes belong together from a
+    fraction of the images that a convolutional discriminator needs, at a fraction of its cost.
+
+    Args:
+        cfg: the discriminator's configuration, validated.
+        num_channels: channels of one image.
+        image_size: height and width of an image in pixels.
+    """
+
+    def __init__(self, cfg: DiscriminatorConfig, num_channels: int, image_size: int) -> None:
+        super().__init__()
+        self.time_width = cfg.t_emb_dim
+        pixels = num_channels * image_size**2
+        self.first = nn.Linear(2 * pixels + cfg.t_emb_dim + 1, cfg.hidden)
+        self.layers = nn.ModuleList(
+            nn.Linear(cfg.hidden, cfg.hidden) for _ in range(cfg.hidden_layers - 1)
+        )
+        self.out = nn.Linear(cfg.hidden, 1)
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor) -> torch.Tensor:
+        """Logits [N, 1]: large where the pair looks real."""
+        time = timestep_embedding(t, self.time_width).to(x_t.dtype)
+        deviation = group_deviation(x_t)[:, None]
+        h = torch.cat([x_t.flatten(1), x_next.flatten(1), time, deviation], 1)
+        h = F.leaky_relu(self.first(h), 0.2)
+        for layer in self.layers:
+            h = h + F.leaky_relu(layer(h), 0.2)
+        return self.out(h)
