@@ -23,7 +23,7 @@ class Slow(Records):
 
     def read(self, i):
         if i >= 8:
-            time.sleep(0.1)
+            time.sleep(1)
         return self.inner.read(i)
 
 

@@ -386,6 +386,8 @@ def test_interrupt_says_how_to_go_on(many, tmp_path, moment):
     assert "Traceback" not in error
     wait_until(lambda: not any(map(alive, children)))
     assert not list((tmp_path / "out").glob(".*.tmp"))
+    if moment == "at work":
+        assert module.progress_of(tmp_path / "out") == 1, "shards in hand are left, not finished"
     again = make(source, tmp_path / "out", resolution=128, shard_images=8)
     assert again.manifest.digest == digest and again.made <= 15 - (moment == "at work")
 
@@ -436,6 +438,12 @@ def test_bad_records_are_listed_and_leave_no_hole(source, tmp_path, kind, worker
     bad.unlink()
     clean = make(source, tmp_path / "clean").manifest
     assert outcome.manifest.digest == clean.digest
+    assert open_shards(tmp_path / "out").labels.tolist() == [0] * 11 + [1] * 11
+
+
+def test_labels_are_those_of_the_kept(source, tmp_path):
+    (source / "a" / "20.webp").write_bytes(b"")  # record 10; 10 to 14 are a shard: a, a, b, b, b
+    make(source, tmp_path / "out", max_bad=1, shard_images=5)
     assert open_shards(tmp_path / "out").labels.tolist() == [0] * 11 + [1] * 11
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from ddgan_fast.files import atomic_open
 
 _EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 _PNG_DEPTH = 24  # where a PNG says how many bits a sample has
-_TICK = 16  # images between two reports
+_TICK_S = 0.05  # between two reports, which lock what all processes share
 
 
 @dataclass(frozen=True)
@@ -260,14 +261,14 @@ def _write(work: Work, task: Task, tick: Callable[[int], None], file: BinaryIO) 
 
 
 def _ticking(task: Task, tick: Callable[[int], None]) -> Iterator[int]:
-    since = 0
+    count, last = 0, time.monotonic()
     for i in range(task.start, task.stop):
         yield i
-        since += 1
-        if since == _TICK:
-            tick(since)
-            since = 0
-    tick(since)
+        count += 1
+        if time.monotonic() - last >= _TICK_S:
+            tick(count)
+            count, last = 0, time.monotonic()
+    tick(count)
 
 
 def _note(folder: Path, number: int) -> Path:
