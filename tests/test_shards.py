@@ -383,6 +383,14 @@ def test_verify_lists_some_of_many(out, monkeypatch):
     ]
 
 
+def test_verify_lists_all_lost_shards(out):
+    (out / "train-00000.tar").unlink()
+    os.truncate(out / "train-00002.tar", 5)
+    missing, short = verify(out)
+    assert "train-00000.tar is missing: copy it again" in missing
+    assert "train-00002.tar has 5 bytes, but manifest.json says 4,096" in short
+
+
 def test_verify_sees_to_what_lies_beside(out):
     (out / "train-00009.tar").write_bytes(b"")
     (out / "train-00000.crc").unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import Parser
 
@@ -83,10 +84,10 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _verify(out: str, workers: int | None) -> int:
     from ..data.prepare_progress import Meter
-    from ..data.shards import open_shards
     from ..data.shards_check import verify
+    from ..data.shards_format import read_manifest
 
-    manifest = open_shards(out).manifest
+    manifest = read_manifest(Path(out).expanduser())
     with Meter(manifest.n, verb="verifying") as meter:
         faults = verify(out, workers, meter.advance)
     for fault in faults:

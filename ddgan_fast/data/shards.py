@@ -52,6 +52,21 @@ def is_shards(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def lost_shards(folder: Path, manifest: Manifest) -> Iterator[Exception]:
+    """What is to be said of each shard that is missing or of another size than it should be."""
+    for shard in manifest.shards:
+        path = folder / shard.shard
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            yield FileNotFoundError(f"{path} is missing: {_COPY}.")
+            continue
+        if size != shard.bytes:
+            yield ValueError(
+                f"{path} has {size:,} bytes, but {MANIFEST} says {shard.bytes:,}: {_COPY}."
+            )
+
+
 def open_shards(
     path: str | os.PathLike[str],
     size: int | None = None,
@@ -118,7 +133,8 @@ class ShardSet(Dataset, Records):
         self._ends = list(accumulate(shard.n for shard in manifest.shards))
         self._stride = stride(self.shape)
         self._npy_header = npy_header(self.shape)
-        self._check_files()
+        for fault in lost_shards(self.path, manifest):
+            raise fault
         self.spans = self._index()
         self.labels = self._labels()
         whole = manifest.digest
@@ -227,18 +243,6 @@ class ShardSet(Dataset, Records):
     def _open_files(self) -> None:
         self._lock = threading.Lock()
         self._descriptors: dict[int, int] = {}
-
-    def _check_files(self) -> None:
-        for shard in self.manifest.shards:
-            path = self.path / shard.shard
-            try:
-                size = path.stat().st_size
-            except FileNotFoundError:
-                raise FileNotFoundError(f"{path} is missing: {_COPY}.") from None
-            if size != shard.bytes:
-                raise ValueError(
-                    f"{path} has {size:,} bytes, but {MANIFEST} says {shard.bytes:,}: {_COPY}."
-                )
 
     def _companion(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int64]:
         """One of the arrays beside the shards."""

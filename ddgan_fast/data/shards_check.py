@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddgan_fast.data.shards import ShardSet, open_shards
+from ddgan_fast.data.shards import ShardSet, lost_shards, open_shards
 from ddgan_fast.data.shards_format import (
     NPY_HEADER,
     TAR_HEADER,
@@ -21,6 +21,7 @@ from ddgan_fast.data.shards_format import (
     crc_name,
     key,
     padding,
+    read_manifest,
 )
 from ddgan_fast.images import grid, readable_scale, save_png
 
@@ -42,13 +43,16 @@ def verify(
         done: Called with the number of images of each shard that was read.
 
     Returns:
-        A sentence for each fault.
+        A sentence for each fault; of the contents only when no shard is missing or cut short.
 
     Raises:
-        FileNotFoundError, ValueError: As for ``open_shards``.
+        FileNotFoundError, ValueError: As for ``open_shards``, but for lost shards.
     """
-    shards = open_shards(path)
-    folder, manifest = shards.path, shards.manifest
+    folder = Path(path).expanduser()
+    manifest = read_manifest(folder)
+    if lost := [str(fault) for fault in lost_shards(folder, manifest)]:
+        return lost
+    shards = open_shards(folder)
     faults = [
         f"{folder / stray} does not belong to the set: take it away."
         for stray in sorted(

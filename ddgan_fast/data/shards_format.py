@@ -3,7 +3,9 @@
 A shard is an ordinary WebDataset tar (USTAR). Its members are named 000000000.npy, 000000001.npy,
 ... on through all shards; each is a uint8 array [H, W, C] as ``numpy.save`` writes it. All members
 of a set have one length, so image k of a shard begins at k * stride. In an encoded set the members
-are png, jpg or webp files of any length, which index.npy finds.
+are png, jpg or webp files of any length; index.npy holds shard, offset and length of each.
+Beside the shards lie manifest.json, a CRC-32 of each image (train-*.crc), labels.npy where the
+source has classes, and rejects.jsonl.
 """
 
 from __future__ import annotations
