@@ -98,6 +98,15 @@ def test_same_images_and_labels(kind, tmp_path, digests):
     assert (len(shards.class_names) == 10) == kind.startswith("cifar10")
 
 
+def test_filters_of_files_and_of_pixels(tmp_path):
+    options = {"resolution": 16, "filter": "box"}
+    kinds = {kind: with_labels(kind, tmp_path) for kind in ("tar", "cifar10")}
+    files, arrays = (prepared(kinds[k], tmp_path / k, **options).digest for k in kinds)
+    assert files == arrays
+    options["filter"] = "bilinear"
+    assert prepared(kinds["cifar10"], tmp_path / "other", **options).digest != arrays
+
+
 def test_two_processes_read_one_database(tmp_path, digests):
     source = without_labels("lmdb of files", tmp_path)
     assert prepared(source, tmp_path / "out", workers=2).digest == digests[0]
