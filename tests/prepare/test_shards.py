@@ -169,7 +169,7 @@ def test_cache_and_limit(out):
         open_shards(out, cache="disk")
 
 
-def test_training_reads_it(out):
+def test_training_reads_it(out, images):
     cfg = Config()
     cfg.data.path, cfg.model.image_size = str(out), 8
     shards = build_dataset(cfg)
@@ -177,7 +177,10 @@ def test_training_reads_it(out):
     for source in ("shards", "stacked_mnist"):  # whatever the preset's source was
         cfg.data.source = source
         assert build_dataset(cfg).kind == "shards"
-    cfg.data.source = "synthetic"
+    cfg.data.path, cfg.data.source = str(images), "shards"
+    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
+        build_dataset(cfg)
+    cfg.data.path, cfg.data.source = str(out), "synthetic"
     with pytest.raises(ValueError, match="reads no files"):
         build_dataset(cfg)
     cfg.data.source = "auto"
