@@ -27,6 +27,7 @@ FILE_SOURCES = (
     "cifar10",
     "idx",
     "stacked_mnist",
+    "shards",
 )
 SOURCES = ("digits", "gaussians25", "synthetic", *FILE_SOURCES)
 

@@ -21,6 +21,18 @@ def build_dataset(cfg: Config) -> Dataset:
         OSError: If there is nothing at the path, or it cannot be read.
         RuntimeError: If a package is missing.
     """
-    from ddgan_fast.data import sources
+    from ddgan_fast.data import shards, sources
+    from ddgan_fast.validation import FILE_SOURCES
 
-    return sources.build(cfg.data, cfg.model)
+    data, model = cfg.data, cfg.model
+    from_files = data.source in FILE_SOURCES and data.path is not None
+    if from_files and (data.source == "shards" or shards.is_shards(str(data.path))):
+        return shards.open_shards(
+            str(data.path),
+            model.image_size,
+            model.num_channels,
+            limit=data.limit,
+            cache=data.cache,
+            workers=data.workers,
+        )
+    return sources.build(data, model)

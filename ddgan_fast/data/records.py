@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddgan_fast.data.images import decode_image, prepare_pixels
+from ddgan_fast.data.images import PUBLISHED, Geometry, decode_image, prepare_pixels
 
 LARGEST_RECORD = 1 << 28
 """Bytes of a record above which it is taken for an attack or a damaged length."""
@@ -66,7 +66,9 @@ class Records(ABC):
         return f"{self.kind} {self.path}: {len(self):,} images{classes}"
 
 
-def decode(records: Records, i: int, size: int, channels: int) -> NDArray[np.uint8]:
+def decode(
+    records: Records, i: int, size: int, channels: int, geometry: Geometry = PUBLISHED
+) -> NDArray[np.uint8]:
     """Record i as the networks see it, uint8 [size, size, channels].
 
     Raises:
@@ -75,8 +77,8 @@ def decode(records: Records, i: int, size: int, channels: int) -> NDArray[np.uin
     """
     data = records.read(i)
     if isinstance(data, np.ndarray):
-        return prepare_pixels(data, records.name(i), size, channels)
-    return decode_image(data, records.name(i), size, channels)
+        return prepare_pixels(data, records.name(i), size, channels, geometry)
+    return decode_image(data, records.name(i), size, channels, geometry)
 
 
 def pread(descriptor: int, length: int, offset: int, name: str) -> bytes:
