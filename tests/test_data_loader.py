@@ -111,7 +111,7 @@ def test_resident_and_threads_are_equal(monkeypatch, folder):
     dataset, plan = Folder(str(folder), 8, 3, cache="ram"), Plan(11, 0, 4)
     with Loader(dataset, plan) as loader:
         resident = take(loader, 6)
-    monkeypatch.setattr(torch_loader, "fits", lambda dataset: False)
+    monkeypatch.setattr(torch_loader, "fits", lambda *of: False)
     with Loader(dataset, plan) as loader:
         threaded = take(loader, 6)
         assert threads()

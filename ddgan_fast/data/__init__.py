@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ddgan_fast.data.dataset import Dataset
@@ -24,4 +25,7 @@ def build_dataset(cfg: Config) -> Dataset:
     """
     from ddgan_fast.data import sources
 
-    return sources.build(cfg.data, cfg.model)
+    data = cfg.data
+    if data.cache == "gpu":  # the loader fetches the records straight to the device
+        data = replace(data, cache="none")
+    return sources.build(data, cfg.model)
