@@ -168,10 +168,12 @@ class OptimConfig:
 class DataConfig:
     """Where the training data comes from."""
 
-    source: str = "folder"
-    """"digits", "gaussians25", "folder" or "synthetic"."""
+    source: str = "auto"
+    """"auto" (what lies at the path), one kind of it, "digits", "gaussians25" or "synthetic"."""
     path: str | None = None
     """The data on disk (set by --data)."""
+    split: str = "train"
+    """Part of lmdb, cifar10 and idx sets: "train", "validation" (val, test, t10k) or "both"."""
     flip: bool = True
     """Mirror half of the images left to right."""
     mode: str = "stream"
@@ -185,7 +187,7 @@ class DataConfig:
     cache: str = "auto"
     """"gpu", "ram" (decode once), "none" (decode as needed), "auto" (gpu or ram up to 1 GiB)."""
     lsun_class: str | None = None
-    """LSUN category (church_outdoor, bedroom, ...)."""
+    """LSUN category (church_outdoor, bedroom, ...) where the path holds several."""
     limit: int | None = None
     """Use only the first so many records."""
     allow_change: bool = False

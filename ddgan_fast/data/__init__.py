@@ -23,9 +23,20 @@ def build_dataset(cfg: Config) -> Dataset:
         NotADirectoryError: If the path is not a folder.
         RuntimeError: If a package is missing.
     """
-    from ddgan_fast.data import sources
+    from ddgan_fast.data import shards, sources
+    from ddgan_fast.validation import FILE_SOURCES
 
-    data = cfg.data
+    data, model = cfg.data, cfg.model
     if data.cache == "gpu":  # the loader fetches the records straight to the device
         data = replace(data, cache="none")
-    return sources.build(data, cfg.model)
+    from_files = data.source in FILE_SOURCES and data.path is not None
+    if from_files and (data.source == "shards" or shards.is_shards(str(data.path))):
+        return shards.open_shards(
+            str(data.path),
+            model.image_size,
+            model.num_channels,
+            limit=data.limit,
+            cache=data.cache,
+            workers=data.workers,
+        )
+    return sources.build(data, model)
