@@ -56,6 +56,14 @@ def why_not(dataset: Dataset, device: torch.device, dali_device: str) -> str | N
     return None
 
 
+def versions() -> dict[str, str | None]:
+    """Version of DALI; None where there is none."""
+    try:
+        return {"dali": str(importlib.import_module("nvidia.dali").__version__)}
+    except Exception:  # as above
+        return {"dali": None}
+
+
 class DaliDecoded(Dataset):
     """The same records as ``dataset``, decoded by DALI.
 
