@@ -11,7 +11,8 @@ import torch
 from loader_sets import pictures
 from PIL import Image
 
-from ddgan_fast.benchmarks import loader, photographs
+from ddgan_fast.benchmarks import gpu_loader, loader, photographs
+from ddgan_fast.benchmarks.gpu_units import Child
 from ddgan_fast.cli import main
 
 pytest.importorskip("lmdb", reason='lmdb is not installed: pip install "ddgan_fast[lmdb]"')
@@ -114,3 +115,19 @@ def test_without_photographs_there_are_those_of_scikit_learn(monkeypatch, tmp_pa
 def test_values_that_cannot_be_are_refused(capsys):
     assert main(["bench", "loader", "--count", "0"]) == 2
     assert "--count is 0: it must be at least 1." in capsys.readouterr().err
+
+
+def test_the_part_of_the_gpu_suite(tmp_path, folder):
+    records = tmp_path / "loader.jsonl"
+    child = Child(
+        "loader", records, "cpu", True, time.monotonic() + 100, tmp_path, tmp_path, str(folder)
+    )
+    assert child.run(gpu_loader.units(child)) == 0
+    found = [json.loads(line) for line in records.read_text().splitlines()]
+    assert [r["status"] for r in found if r.get("status") in ("ok", "failed")] == ["ok", "ok"]
+    rows = {(r["row"]["case"], r["row"]["provider"]): r["row"] for r in found if "row" in r}
+    assert rows["fed_step", "ring"]["speedup"]["synthetic"]["p50"] > 0
+    assert rows["fed_step", "ring"]["wait_s"] >= 0 and ("fed_step", "synthetic") in rows
+    assert rows["decode", "workers"]["largest_difference"] == 0
+    assert rows["decode", "dali"].get("largest_difference", 0) == 0
+    assert "needs a GPU" in rows["decode", "dali_mixed"]["status"]
