@@ -21,7 +21,7 @@ from torch import Tensor
 from ddgan_fast.data.dataset import Dataset
 from ddgan_fast.data.images import decode_image, prepare_pixels
 from ddgan_fast.data.records import Records
-from ddgan_fast.data.ring import CudaCopies, Sent, Upload
+from ddgan_fast.data.ring import CudaCopies, Sent
 from ddgan_fast.data.sniff import is_plain
 
 _INSTALL = 'pip install "ddgan_fast[dali]"'
@@ -92,7 +92,7 @@ class DaliDecoded(Dataset):
         self._pipeline: Any = None
         self._most = 0
         if self._mixed:
-            self.make_upload = self._decode_on_device
+            self.make_upload = _DeviceDecoding
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -176,9 +176,6 @@ class DaliDecoded(Dataset):
             f'DALI cannot decode one of {names} ({_first_line(message)}), though Pillow can: set '
             'data.loader to "workers".'
         )
-
-    def _decode_on_device(self, device: torch.device) -> Upload:
-        return _DeviceDecoding(device)
 
 
 class _DeviceDecoding:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddgan_fast.data.dataset import Dataset
@@ -47,9 +49,9 @@ class Resident:
         """Records and flips of a step."""
         indices, flips = self._plan.batch(step, self._rank, self._world)
         mask = torch.from_numpy(flips) if self._flip else None
-        if self._records.device.type == "cpu":
+        if isinstance(self._records, np.ndarray):
             # Not torch's index_select: it would wake a thread pool for every batch.
-            return torch.from_numpy(self._records.numpy()[indices]), mask
+            return torch.from_numpy(self._records[indices]), mask
         images = self._records.index_select(0, self._upload(torch.from_numpy(indices)))
         return images, None if mask is None else self._upload(mask)
 
@@ -57,21 +59,23 @@ class Resident:
         """Nothing runs in the background."""
 
     def _upload(self, host: Tensor) -> Tensor:
+        assert isinstance(self._records, Tensor)
         return host.pin_memory().to(self._records.device, non_blocking=True)
 
 
-def _load(dataset: Dataset, device: torch.device) -> Tensor:
-    """All records, [N, *shape]; those that are not in memory pass through it piece by piece."""
-    if dataset.array is not None:
-        return torch.from_numpy(dataset.array).to(device)
-    first = dataset.fetch(np.arange(1))
-    records = torch.empty(
-        (len(dataset), *dataset.shape), dtype=torch.from_numpy(first).dtype, device=device
-    )
+def _load(dataset: Dataset, device: torch.device) -> NDArray[Any] | Tensor:
+    """All records, [N, *shape], piece by piece unless they are where they should be."""
+    on_cpu = device.type == "cpu"
+    if on_cpu and dataset.array is not None:
+        return dataset.array
+    dtype = torch.from_numpy(np.empty(0, dataset.dtype)).dtype
+    records = torch.empty((len(dataset), *dataset.shape), dtype=dtype, device=device)
 
     def chunk(start: int) -> None:
-        indices = np.arange(start, min(start + _CHUNK, len(dataset)))
-        records[start : start + len(indices)].copy_(torch.from_numpy(dataset.fetch(indices)))
+        part = torch.from_numpy(
+            dataset.fetch(np.arange(start, min(start + _CHUNK, len(dataset))))
+        )
+        records[start : start + len(part)].copy_(part)
 
     pool = ThreadPoolExecutor(max(1, dataset.workers), "ddgan-resident")
     try:
@@ -80,4 +84,4 @@ def _load(dataset: Dataset, device: torch.device) -> Tensor:
             pass
     finally:
         pool.shutdown(cancel_futures=True)
-    return records
+    return records.numpy() if on_cpu else records
