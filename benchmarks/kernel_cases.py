@@ -172,6 +172,27 @@ def _plain_norm(v: Tensors) -> tuple[torch.Tensor, ...]:
     return (F.silu(_spread(v["scale"]) * y + _spread(v["shift"])),)
 
 
+def _with_style_and_taps(case: KernelCase, device: torch.device) -> Tensors:
+    return _with_style(case, device) | _with_taps(case, device)
+
+
+def _norm_fir(v: Tensors, way: str) -> tuple[torch.Tensor, ...]:
+    """Down: of both branches, up: of the normalised one alone, as in the generator."""
+    x, groups = v["x"], groups_of(v["x"].shape[1])
+    found = kernels.ada_group_norm_silu_resample(
+        x, v["scale"], v["shift"], groups, v["taps"], resample=way, both=way == "down"
+    )
+    return tuple(y for y in found if y is not None)
+
+
+def _norm_then_fir(v: Tensors, way: str) -> tuple[torch.Tensor, ...]:
+    x, taps = v["x"], v["taps"]
+    h = kernels.ada_group_norm_silu(x, v["scale"], v["shift"], groups_of(x.shape[1]))
+    if way == "up":
+        return (kernels.upfirdn2d(h, taps, up=2, padding=_UP_PADDING, gain=4.0),)
+    return tuple(kernels.upfirdn2d(y, taps, down=2, padding=_DOWN_PADDING) for y in (h, x))
+
+
 def _noise(v: Tensors, like: torch.Tensor, stream: str) -> torch.Tensor:
     """Handed in where results are compared; else drawn by torch, as published."""
     found = v.get(f"noise{stream}")
@@ -263,6 +284,28 @@ OPS: dict[str, Op] = {
         _NORM_PASSES,
         ("x", "scale", "shift"),
     ),
+    "norm_down": Op(
+        "ada_group_norm_silu_resample",
+        _with_style_and_taps,
+        lambda v: _norm_fir(v, "down"),
+        lambda v: (
+            _grouped(_plain_norm(v)[0], _outer(v), 1, 1), _grouped(v["x"], _outer(v), 1, 1),
+        ),
+        # The statistics, then two results of a quarter; back, once to sum and once to write.
+        {"forward": 2.5, "backward": 3.75},
+        ("x", "scale", "shift"),
+        {"separate": lambda v: _norm_then_fir(v, "down")},
+    ),
+    "norm_up": Op(
+        "ada_group_norm_silu_resample",
+        _with_style_and_taps,
+        lambda v: _norm_fir(v, "up"),
+        lambda v: (_grouped(_plain_norm(v)[0], _outer(v), 2, 1),),
+        # Back, the gradient is filtered once: it is larger than what is left of it.
+        {"forward": 6.0, "backward": 9.0},
+        ("x", "scale", "shift"),
+        {"separate": lambda v: _norm_then_fir(v, "up")},
+    ),
     "sample_posterior": Op(
         "sample_posterior",
         _posterior_inputs,
@@ -303,6 +346,8 @@ def cases() -> list[KernelCase]:
         *_image_op(down, celeba, (n, 256, 256, 256)),
         *_image_op("fir_down", celeba, (n, 128, 256, 256)),
         *_image_op("fir_up", celeba, (n, 64, 128, 128)),
+        *_image_op("norm_down", celeba, (n, 64, 256, 256)),
+        *_image_op("norm_up", celeba, (n, 64, 128, 128)),
         *_image_op("sample_posterior", celeba, (n, 3, 256, 256)),
         *_image_op("q_sample_uint8", celeba, (n, 3, 256, 256)),
         *_image_op("bias_leaky_relu", celeba, (n, 128, 256, 256)),
@@ -318,6 +363,10 @@ def cases() -> list[KernelCase]:
         *_image_op("fir_down", cifar, (256, 128, 32, 32), first=False),
         *_image_op("fir_up", celeba, (n, 128, 64, 64), first=False),
         *_image_op("fir_up", cifar, (256, 256, 16, 16), first=False),
+        *_image_op("norm_down", celeba, (n, 64, 128, 128), (n, 128, 64, 64), first=False),
+        *_image_op("norm_down", cifar, (256, 128, 32, 32), first=False),
+        *_image_op("norm_up", celeba, (n, 128, 64, 64), first=False),
+        *_image_op("norm_up", cifar, (256, 256, 16, 16), first=False),
         *_image_op("bias_leaky_relu", cifar, (256, 128, 32, 32), first=False),
         *_image_op("q_sample_pair", celeba, (n, 3, 256, 256), first=False),
         *_image_op("sample_posterior", cifar, (256, 3, 32, 32), (64, 3, 32, 32), first=False),
@@ -330,6 +379,7 @@ def cases() -> list[KernelCase]:
         for op, shape in (
             (norm, (n, 64, 256, 256)), (down, (n, 256, 256, 256)),
             ("fir_down", (n, 128, 256, 256)), ("fir_up", (n, 64, 128, 128)),
+            ("norm_down", (n, 64, 256, 256)),
         )
         for dtype, channels_last in (("fp32", True), ("bf16", False))
     ]

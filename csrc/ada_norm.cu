@@ -145,6 +145,7 @@ struct DeviceNorm {
     reduce_groups<T, Backward><<<grid_of(a.shape.n * a.groups * 32), kThreads, 0, on>>>(
         a, a.chunk_items * (ChannelsLast ? 1 : V));
     check_launch("the norm's reduction");
+    if (a.out == nullptr) return;
     DeviceRun{stream}(NormApply<T, V, ChannelsLast, Backward>{a, apply_repeat(items)});
   }
 };

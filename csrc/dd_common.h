@@ -194,6 +194,11 @@ struct Batch {
   DD_HD int64_t planes() const { return channels_last ? n : n * c; }
   DD_HD int64_t pixel() const { return channels_last ? c : 1; }
   DD_HD int64_t numel() const { return n * c * space; }
+  DD_HD int64_t sample_of(int64_t plane) const { return channels_last ? plane : plane / c; }
+  // Of the channel `first` of a plane's pixel.
+  DD_HD int64_t channel_of(int64_t plane, int64_t first) const {
+    return channels_last ? first : plane % c;
+  }
 };
 
 template <typename A, int V, typename T>
@@ -228,9 +233,8 @@ struct Bias {
   DD_HD void load(const Batch& b, int64_t plane, int64_t first, A (&out)[V]) const {
     for (int i = 0; i < V; ++i) out[i] = A(0);
     if (data == nullptr) return;
-    const int64_t sample = b.channels_last ? plane : plane / b.c;
-    const int64_t channel = b.channels_last ? first : plane - sample * b.c;
-    const int64_t base = per_sample ? sample * b.c + channel : channel;
+    const int64_t channel = b.channel_of(plane, first);
+    const int64_t base = per_sample ? b.sample_of(plane) * b.c + channel : channel;
     load_row<A, V>(data, dtype, base, out);
   }
 };

@@ -1,84 +1,19 @@
-// FIR resampling, alone or fused with bias + leaky ReLU: what one thread does, for both devices.
+// FIR resampling, alone or fused with bias + leaky ReLU or with group norm + SiLU: what one thread
+// does, for both devices.
 //
 // Per axis: y[o] = sum_j w[j] * xup[o * down + j - pad], where xup holds x with up - 1 zeros after
 // every sample and w are the taps, reversed for a convolution.
 #pragma once
 
-#include "dd_common.h"
+#include "dd_fir_modes.h"
 
 namespace dd {
-
-enum class Mode {
-  plain,    // y = F x
-  act,      // y = F leaky(x + bias)
-  tangent,  // y = F (leaky'(other + bias) * x)
-  masked,   // y = leaky'(other + bias) * F x
-};
-
-template <typename T>
-struct FirArgs {
-  const T* x;
-  const T* other;  // of x's shape (tangent) or of y's (masked)
-  T* y;
-  const wide_t<T>* taps;  // [kw] if separable, else [kh, kw]
-  wide_t<T> gain, slope;
-  wide_t<T> half_sum, half_difference;  // (1 + slope) / 2, (1 - slope) / 2
-  int kh, kw;
-  bool separable, flip;
-  Batch in;  // of x: n, c, in_h * in_w
-  Bias bias;
-  int64_t in_h, in_w, out_h, out_w;
-  int up_x, up_y, down_x, down_y;
-  int64_t pad_x, pad_y;
-
-  DD_HD wide_t<T> tap(int j, int i) const {
-    if (!flip) {
-      j = kh - 1 - j;
-      i = kw - 1 - i;
-    }
-    return separable ? taps[j] * taps[i] * gain : taps[j * kw + i] * gain;
-  }
-};
-
-template <typename T, int V, Mode M>
-DD_HD void load_input(const FirArgs<T>& a, int64_t at, const wide_t<T> (&bias)[V],
-                      wide_t<T> (&out)[V]) {
-  using A = wide_t<T>;
-  load_pack<T, V>(a.x + at, out);
-  if constexpr (M == Mode::act) {
-    DD_UNROLL
-    for (int v = 0; v < V; ++v) {
-      const A value = out[v] + bias[v];
-      // For half precision two operations without a comparison; they round in the 24th bit.
-      out[v] = sizeof(T) == 2 ? a.half_sum * value + a.half_difference * fabs(value)
-                              : leaky<A>(value, a.slope);
-    }
-  }
-  if constexpr (M == Mode::tangent) {
-    A pre[V];
-    load_pack<T, V>(a.other + at, pre);
-    DD_UNROLL
-    for (int v = 0; v < V; ++v) out[v] *= leaky_slope<A>(pre[v] + bias[v], a.slope);
-  }
-}
-
-template <typename T, int V, Mode M>
-DD_HD void store_output(const FirArgs<T>& a, int64_t at, const wide_t<T> (&bias)[V],
-                        wide_t<T> (&value)[V]) {
-  using A = wide_t<T>;
-  if constexpr (M == Mode::masked) {
-    A pre[V];
-    load_pack<T, V>(a.other + at, pre);
-    DD_UNROLL
-    for (int v = 0; v < V; ++v) value[v] *= leaky_slope<A>(pre[v] + bias[v], a.slope);
-  }
-  store_pack<T, V>(a.y + at, value);
-}
 
 // Any taps, any factors: one output pixel, V channels.
 template <typename T, int V, Mode M>
 struct FirAny {
   using A = wide_t<T>;
+  static constexpr int L = kLanes<V, M>;
   FirArgs<T> a;
 
   DD_HD uint64_t jobs() const { return a.in.planes() * a.out_h * a.out_w * (a.in.pixel() / V); }
@@ -90,9 +25,9 @@ struct FirAny {
     divide(rest, a.out_w, rest, ox);
     divide(rest, a.out_h, plane, oy);
     const int64_t channel = static_cast<int64_t>(lane) * V;
-    A bias[V], in[V], out[V];
-    if constexpr (M != Mode::plain) a.bias.template load<A, V>(a.in, plane, channel, bias);
-    for (int v = 0; v < V; ++v) out[v] = A(0);
+    const Channels<T, V, M> channels(a, plane, channel);
+    A in[L], out[L];
+    for (int v = 0; v < L; ++v) out[v] = A(0);
 
     const int64_t y0 = static_cast<int64_t>(oy) * a.down_y - a.pad_y;
     const int64_t x0 = static_cast<int64_t>(ox) * a.down_x - a.pad_x;
@@ -106,12 +41,12 @@ struct FirAny {
       int64_t ix = ix0;
       for (int i = i0; i < a.kw; i += a.up_x, ++ix) {
         if (ix < 0 || ix >= a.in_w) continue;
-        load_input<T, V, M>(a, base + (iy * a.in_w + ix) * pixel, bias, in);
+        channels.load(a, base + (iy * a.in_w + ix) * pixel, in);
         const A w = a.tap(j, i);
-        for (int v = 0; v < V; ++v) out[v] += w * in[v];
+        for (int v = 0; v < L; ++v) out[v] += w * in[v];
       }
     }
-    store_output<T, V, M>(a, static_cast<int64_t>(t) * V, bias, out);
+    channels.store(a, static_cast<int64_t>(t) * V, out);
   }
 };
 
@@ -142,7 +77,8 @@ struct Strip {
 template <typename T, int V, Mode M, int C>
 struct FirDown2 {
   using A = wide_t<T>;
-  static constexpr int L = 2 * C + 2;  // input columns
+  static constexpr int L = kLanes<V, M>;
+  static constexpr int N = 2 * C + 2;  // input columns
   FirArgs<T> a;
   int64_t rows;
 
@@ -155,14 +91,13 @@ struct FirDown2 {
   DD_HD void operator()(uint64_t t) const {
     const Strip<T, V> s(a, t, columns(), strips());
     const int64_t pixel = a.in.pixel();
-    A bias[V];
-    if constexpr (M != Mode::plain) a.bias.template load<A, V>(a.in, s.plane, s.channel, bias);
+    const Channels<T, V, M> channels(a, s.plane, s.channel);
 
     const int64_t ox = static_cast<int64_t>(s.column) * C, ix = 2 * ox - a.pad_x;
-    int32_t at[L];
+    int32_t at[N];
     A w[C][4];
     DD_UNROLL
-    for (int l = 0; l < L; ++l) {
+    for (int l = 0; l < N; ++l) {
       // Columns outside are read inside, and count nothing.
       const int64_t x = ix + l < 0 ? 0 : ix + l >= a.in_w ? a.in_w - 1 : ix + l;
       at[l] = static_cast<int32_t>(x * pixel);
@@ -179,55 +114,64 @@ struct FirDown2 {
     const int64_t first = static_cast<int64_t>(s.strip) * rows;
     const int64_t end = first + rows < a.out_h ? first + rows : a.out_h;
     int64_t iy = 2 * first - a.pad_y;
-    A sum[C][V], next[C][V];
+    A sum[C][L], next[C][L];
     clear(sum);
     clear(next);
-    add_row(base, iy, at, w, bias, s.wy[0], sum, A(0), next);
-    add_row(base, iy + 1, at, w, bias, s.wy[1], sum, A(0), next);
+    add_row(base, iy, at, w, channels, s.wy[0], sum, A(0), next);
+    add_row(base, iy + 1, at, w, channels, s.wy[1], sum, A(0), next);
     int64_t to = ((static_cast<int64_t>(s.plane) * a.out_h + first) * a.out_w + ox) * pixel +
                  s.channel;
     for (int64_t oy = first; oy < end; ++oy) {
       iy += 2;
       clear(next);
-      add_row(base, iy, at, w, bias, s.wy[2], sum, s.wy[0], next);
-      add_row(base, iy + 1, at, w, bias, s.wy[3], sum, s.wy[1], next);
+      add_row(base, iy, at, w, channels, s.wy[2], sum, s.wy[0], next);
+      add_row(base, iy + 1, at, w, channels, s.wy[3], sum, s.wy[1], next);
       DD_UNROLL
       for (int c = 0; c < C; ++c)
-        if (c == 0 || ox + c < a.out_w) store_pack<T, V>(a.y + to + c * pixel, sum[c]);
+        if (c == 0 || ox + c < a.out_w) channels.store(a, to + c * pixel, sum[c]);
       DD_UNROLL
       for (int c = 0; c < C; ++c) {
         DD_UNROLL
-        for (int v = 0; v < V; ++v) sum[c][v] = next[c][v];
+        for (int v = 0; v < L; ++v) sum[c][v] = next[c][v];
       }
       to += a.out_w * pixel;
     }
   }
 
-  static DD_HD void clear(A (&sum)[C][V]) {
+  static DD_HD void clear(A (&sum)[C][L]) {
     DD_UNROLL
     for (int c = 0; c < C; ++c) {
       DD_UNROLL
-      for (int v = 0; v < V; ++v) sum[c][v] = A(0);
+      for (int v = 0; v < L; ++v) sum[c][v] = A(0);
     }
   }
 
   // Adds the filtered input row to the sums of the two output rows that it enters.
-  DD_HD void add_row(int64_t base, int64_t iy, const int32_t (&at)[L], const A (&w)[C][4],
-                     const A (&bias)[V], A wa, A (&sum)[C][V], A wb, A (&next)[C][V]) const {
+  DD_HD void add_row(int64_t base, int64_t iy, const int32_t (&at)[N], const A (&w)[C][4],
+                     const Channels<T, V, M>& channels, A wa, A (&sum)[C][L], A wb,
+                     A (&next)[C][L]) const {
     if (iy < 0 || iy >= a.in_h) return;
     const int64_t line = base + iy * a.in_w * a.in.pixel();
-    A in[L][V];
+    A h[C][L];
+    clear(h);
     DD_UNROLL
-    for (int l = 0; l < L; ++l) load_input<T, V, M>(a, line + at[l], bias, in[l]);
+    for (int l = 0; l < N; ++l) {
+      A in[L];
+      channels.load(a, line + at[l], in);
+      DD_UNROLL
+      for (int c = 0; c < C; ++c) {
+        const int i = l - 2 * c;
+        if (i < 0 || i > 3) continue;
+        DD_UNROLL
+        for (int v = 0; v < L; ++v) h[c][v] += w[c][i] * in[v];
+      }
+    }
     DD_UNROLL
     for (int c = 0; c < C; ++c) {
       DD_UNROLL
-      for (int v = 0; v < V; ++v) {
-        A h = w[c][0] * in[2 * c][v];
-        DD_UNROLL
-        for (int i = 1; i < 4; ++i) h += w[c][i] * in[2 * c + i][v];
-        sum[c][v] += wa * h;
-        next[c][v] += wb * h;
+      for (int v = 0; v < L; ++v) {
+        sum[c][v] += wa * h[c][v];
+        next[c][v] += wb * h[c][v];
       }
     }
   }
@@ -238,6 +182,7 @@ struct FirDown2 {
 template <typename T, int V, Mode M>
 struct FirUp2 {
   using A = wide_t<T>;
+  static constexpr int L = kLanes<V, M>;
   FirArgs<T> a;
   int64_t rows;
 
@@ -253,57 +198,56 @@ struct FirUp2 {
 
   DD_HD void operator()(uint64_t t) const {
     const Strip<T, V> s(a, t, columns(), strips());
-    A bias[V];
-    if constexpr (M != Mode::plain) a.bias.template load<A, V>(a.in, s.plane, s.channel, bias);
+    const Channels<T, V, M> channels(a, s.plane, s.channel);
     const int64_t mx = first_pair(a.pad_x) + static_cast<int64_t>(s.column);
     const int64_t first = first_pair(a.pad_y) + static_cast<int64_t>(s.strip) * rows;
     const int64_t last = first_pair(a.pad_y) + pairs(a.out_h, a.pad_y);
     const int64_t end = first + rows < last ? first + rows : last;
     const int64_t pixel = a.in.pixel();
     const int64_t base = static_cast<int64_t>(s.plane) * a.in_h * a.in_w * pixel + s.channel;
-    A odd[V], even[V], next_odd[V], next_even[V];
-    row(base, mx, first, s, odd, even);
+    A odd[L], even[L], next_odd[L], next_even[L];
+    row(base, mx, first, s, channels, odd, even);
     for (int64_t m = first; m < end; ++m) {
-      row(base, mx, m + 1, s, next_odd, next_even);
+      row(base, mx, m + 1, s, channels, next_odd, next_even);
       const int64_t oy = 2 * m - 1 + a.pad_y, ox = 2 * mx - 1 + a.pad_x;
-      put(oy, ox, s, s.wy[1], odd, s.wy[3], next_odd, bias);
-      put(oy, ox + 1, s, s.wy[1], even, s.wy[3], next_even, bias);
-      put(oy + 1, ox, s, s.wy[0], odd, s.wy[2], next_odd, bias);
-      put(oy + 1, ox + 1, s, s.wy[0], even, s.wy[2], next_even, bias);
+      put(oy, ox, s, s.wy[1], odd, s.wy[3], next_odd, channels);
+      put(oy, ox + 1, s, s.wy[1], even, s.wy[3], next_even, channels);
+      put(oy + 1, ox, s, s.wy[0], odd, s.wy[2], next_odd, channels);
+      put(oy + 1, ox + 1, s, s.wy[0], even, s.wy[2], next_even, channels);
       DD_UNROLL
-      for (int v = 0; v < V; ++v) {
+      for (int v = 0; v < L; ++v) {
         odd[v] = next_odd[v];
         even[v] = next_even[v];
       }
     }
   }
 
-  DD_HD void row(int64_t base, int64_t mx, int64_t iy, const Strip<T, V>& s, A (&odd)[V],
-                 A (&even)[V]) const {
-    A near[V], far[V];
-    for (int v = 0; v < V; ++v) near[v] = far[v] = A(0);
+  DD_HD void row(int64_t base, int64_t mx, int64_t iy, const Strip<T, V>& s,
+                 const Channels<T, V, M>& channels, A (&odd)[L], A (&even)[L]) const {
+    A near[L], far[L];
+    for (int v = 0; v < L; ++v) near[v] = far[v] = A(0);
     if (iy >= 0 && iy < a.in_h) {
       const int64_t pixel = a.in.pixel(), at = base + (iy * a.in_w + mx) * pixel;
-      if (mx >= 0 && mx < a.in_w) load_pack<T, V>(a.x + at, near);
-      if (mx + 1 >= 0 && mx + 1 < a.in_w) load_pack<T, V>(a.x + at + pixel, far);
+      if (mx >= 0 && mx < a.in_w) channels.load(a, at, near);
+      if (mx + 1 >= 0 && mx + 1 < a.in_w) channels.load(a, at + pixel, far);
     }
     DD_UNROLL
-    for (int v = 0; v < V; ++v) {
+    for (int v = 0; v < L; ++v) {
       odd[v] = s.wx[1] * near[v] + s.wx[3] * far[v];
       even[v] = s.wx[0] * near[v] + s.wx[2] * far[v];
     }
   }
 
-  DD_HD void put(int64_t oy, int64_t ox, const Strip<T, V>& s, A wa, const A (&x)[V], A wb,
-                 const A (&y)[V], const A (&bias)[V]) const {
+  DD_HD void put(int64_t oy, int64_t ox, const Strip<T, V>& s, A wa, const A (&x)[L], A wb,
+                 const A (&y)[L], const Channels<T, V, M>& channels) const {
     if (oy < 0 || oy >= a.out_h || ox < 0 || ox >= a.out_w) return;
-    A out[V];
+    A out[L];
     DD_UNROLL
-    for (int v = 0; v < V; ++v) out[v] = wa * x[v] + wb * y[v];
+    for (int v = 0; v < L; ++v) out[v] = wa * x[v] + wb * y[v];
     const int64_t pixel = a.in.pixel();
     const int64_t at =
         ((static_cast<int64_t>(s.plane) * a.out_h + oy) * a.out_w + ox) * pixel + s.channel;
-    store_output<T, V, M>(a, at, bias, out);
+    channels.store(a, at, out);
   }
 };
 
@@ -318,8 +262,8 @@ void choose_fir(const FirArgs<T>& a, bool aligned, const Run& run) {
   if constexpr (!std::is_same_v<T, double>) {
     if constexpr (M != Mode::masked) {
       if (four && a.up_x == 1 && a.down_x == 2 && some) {
-        // Two inputs for each column: one column is what fits into the registers.
-        constexpr int C = M == Mode::tangent ? 1 : 2;
+        // Two inputs or sums for each column: one column is what fits into the registers.
+        constexpr int C = M == Mode::tangent || M == Mode::both ? 1 : 2;
         const int64_t columns =
             a.in.planes() * ceil_div(a.out_w, C) * (a.in.pixel() / (vectors ? full : 1));
         const int64_t rows = run.strip(columns, a.out_h);
@@ -327,7 +271,7 @@ void choose_fir(const FirArgs<T>& a, bool aligned, const Run& run) {
                        : run(FirDown2<T, 1, M, C>{a, rows});
       }
     }
-    if constexpr (M == Mode::plain || M == Mode::masked) {
+    if constexpr (M != Mode::act && M != Mode::tangent) {
       if (four && a.up_x == 2 && a.down_x == 1) {
         const int64_t columns = a.in.planes() * a.in_w * (a.in.pixel() / (vectors ? full : 1));
         const int64_t rows = run.strip(columns, a.in_h);

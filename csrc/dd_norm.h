@@ -16,7 +16,7 @@ struct NormArgs {
   using A = wide_t<T>;
   const T* x;
   const T* grad;  // backward only
-  T* out;         // y, or the gradient of x
+  T* out;         // y, or the gradient of x; null where only the statistics are wanted
   const void* scale;
   const void* shift;
   Dtype scale_dtype, shift_dtype;

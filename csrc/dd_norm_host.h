@@ -20,6 +20,7 @@ struct HostNorm {
         reduce<T, Backward>(sums);
       }
     }
+    if (a.out == nullptr) return;
     HostRun()(NormApply<T, V, ChannelsLast, Backward>{a, apply_repeat(items)});
   }
 

@@ -28,6 +28,16 @@ void ada_group_norm_silu_backward(const Tensor& grad, const Tensor& x, const Ten
                                   int64_t groups, bool silu, const Tensor& workspace,
                                   const Tensor& means, const Tensor& grad_x,
                                   const Tensor& grad_scale, const Tensor& grad_shift);
+// Of ada_group_norm_silu, with its checks: the statistics alone.
+void group_statistics(const char* op, const Tensor& x, const Tensor& scale, const Tensor& shift,
+                      int64_t groups, double eps, const Tensor& workspace, const Tensor& mean,
+                      const Tensor& rstd);
+void ada_group_norm_silu_resample(const Tensor& x, const Tensor& scale, const Tensor& shift,
+                                  const Tensor& taps, int64_t groups,
+                                  const std::vector<int64_t>& up, const std::vector<int64_t>& down,
+                                  const std::vector<int64_t>& padding, double gain, double eps,
+                                  bool silu, const Tensor& workspace, const Tensor& mean,
+                                  const Tensor& rstd, const Tensor& out, const Optional& skip);
 void sample_posterior(const Tensor& x0, const Tensor& x_next, const Tensor& t,
                       const Tensor& tables, const Optional& noise, const Optional& seed,
                       const Optional& index, const Tensor& out);

@@ -22,6 +22,10 @@ STABLE_TORCH_LIBRARY(ddgan_fast_c, m) {
         "Tensor mean, Tensor rstd, int groups, bool silu, Tensor(a!) workspace, "
         "Tensor(b!) group_means, Tensor(c!) grad_x, Tensor(d!) grad_scale, "
         "Tensor(e!) grad_shift) -> ()");
+  m.def("ada_group_norm_silu_resample(Tensor x, Tensor scale, Tensor shift, Tensor taps, "
+        "int groups, int[] up, int[] down, int[] padding, float gain, float eps, bool silu, "
+        "Tensor(a!) workspace, Tensor(b!) mean, Tensor(c!) rstd, Tensor(d!) out, "
+        "Tensor(e!)? skip) -> ()");
   m.def("sample_posterior(Tensor x0, Tensor x_next, Tensor t, Tensor tables, Tensor? noise, "
         "Tensor? seed, Tensor? index, Tensor(a!) out) -> ()");
   m.def("q_sample_pair(Tensor x0, Tensor t, Tensor tables, Tensor? flip, Tensor? noise_next, "
@@ -40,6 +44,7 @@ STABLE_TORCH_LIBRARY(ddgan_fast_c, m) {
   m.impl("bias_leaky_relu_down_tangent", TORCH_BOX(&dd::bias_leaky_relu_down_tangent));    \
   m.impl("ada_group_norm_silu", TORCH_BOX(&dd::ada_group_norm_silu));                      \
   m.impl("ada_group_norm_silu_backward", TORCH_BOX(&dd::ada_group_norm_silu_backward));    \
+  m.impl("ada_group_norm_silu_resample", TORCH_BOX(&dd::ada_group_norm_silu_resample));    \
   m.impl("sample_posterior", TORCH_BOX(&dd::sample_posterior));                            \
   m.impl("q_sample_pair", TORCH_BOX(&dd::q_sample_pair));                                  \
   m.impl("philox", TORCH_BOX(&dd::philox_words));

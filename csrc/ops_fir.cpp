@@ -1,15 +1,23 @@
-// FIR resampling and bias + leaky ReLU: checks, then the kernels.
+// FIR resampling, alone, after bias + leaky ReLU or after a norm: checks, then the kernels.
 #include "dd_kernels.h"
 #include "dd_ops.h"
 
 namespace dd {
 namespace {
 
+// The norm before a filter, its statistics computed.
+struct Norm {
+  const Tensor &scale, &shift, &mean, &rstd;
+  int64_t groups;
+  bool silu;
+  const Optional& skip;
+};
+
 template <Mode M>
 void run_fir(const char* op, const Tensor& x, const Optional& other, const Optional& bias,
              const Tensor& taps, const std::vector<int64_t>& up, const std::vector<int64_t>& down,
              const std::vector<int64_t>& padding, bool flip, double gain, double slope,
-             const Tensor& out) {
+             const Tensor& out, const Norm* norm = nullptr) {
   require(x.dim() == 4, op, "x must be [N, C, H, W], got ", shape(x), ".");
   require(taps.dim() == 1 || taps.dim() == 2, op, "taps must be [k] or [kh, kw], got ",
           shape(taps), ".");
@@ -37,13 +45,14 @@ void run_fir(const char* op, const Tensor& x, const Optional& other, const Optio
   require(out.scalar_type() == x.scalar_type(), op, "out must have x's dtype.");
   if (M == Mode::tangent) require_like(op, "x", *other, x, order);
   if (M == Mode::masked) require_like(op, "x", *other, out, order);
+  if (M == Mode::both) require_like(op, "skip", *norm->skip, out, order);
   const Dtype dtype = dtype_of(op, x);
   require(taps.scalar_type() == (dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float), op,
           "taps must be float32, float64 for float64.");
-  const On on(op, x, {maybe(other), maybe(bias), &taps, &out});
+  const On on(op, x, {maybe(other), maybe(bias), &taps, &out, norm ? maybe(norm->skip) : nullptr});
   const Bias row = bias_of(op, bias, x);
   if (out.numel() == 0) return;
-  const bool vectors = aligned({&x, maybe(other), &out});
+  const bool vectors = aligned({&x, maybe(other), &out, norm ? maybe(norm->skip) : nullptr});
   for_dtype(op, dtype, [&](auto zero) {
     using T = decltype(zero);
     using A = wide_t<T>;
@@ -72,6 +81,18 @@ void run_fir(const char* op, const Tensor& x, const Optional& other, const Optio
     a.down_y = static_cast<int>(down[1]);
     a.pad_x = padding[0];
     a.pad_y = padding[2];
+    if constexpr (kIsNorm<M>) {
+      a.norm.scale = norm->scale.data_ptr();
+      a.norm.shift = norm->shift.data_ptr();
+      a.norm.scale_dtype = dtype_of(op, norm->scale);
+      a.norm.shift_dtype = dtype_of(op, norm->shift);
+      a.norm.mean = pointer<A>(norm->mean);
+      a.norm.rstd = pointer<A>(norm->rstd);
+      a.norm.shape = a.in;
+      a.norm.groups = norm->groups;
+      a.norm.silu = norm->silu;
+      a.skip = M == Mode::both ? pointer<T>(*norm->skip) : nullptr;
+    }
 #ifdef DD_WITH_CUDA
     if (on.cuda()) return fir_on_device<M>(a, vectors, on.stream());
 #endif
@@ -113,6 +134,19 @@ void upfirdn2d(const Tensor& x, const Tensor& taps, const std::vector<int64_t>& 
                const std::vector<int64_t>& down, const std::vector<int64_t>& padding, bool flip,
                double gain, const Tensor& out) {
   run_fir<Mode::plain>("upfirdn2d", x, {}, {}, taps, up, down, padding, flip, gain, 1.0, out);
+}
+
+void ada_group_norm_silu_resample(const Tensor& x, const Tensor& scale, const Tensor& shift,
+                                  const Tensor& taps, int64_t groups,
+                                  const std::vector<int64_t>& up, const std::vector<int64_t>& down,
+                                  const std::vector<int64_t>& padding, double gain, double eps,
+                                  bool silu, const Tensor& workspace, const Tensor& mean,
+                                  const Tensor& rstd, const Tensor& out, const Optional& skip) {
+  const char* op = "ada_group_norm_silu_resample";
+  group_statistics(op, x, scale, shift, groups, eps, workspace, mean, rstd);
+  const Norm norm{scale, shift, mean, rstd, groups, silu, skip};
+  const auto run = skip ? &run_fir<Mode::both> : &run_fir<Mode::norm>;
+  run(op, x, {}, {}, taps, up, down, padding, false, gain, 1.0, out, &norm);
 }
 
 void bias_leaky_relu_down(const Tensor& x, const Optional& bias, const Tensor& taps, double slope,

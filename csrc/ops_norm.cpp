@@ -10,7 +10,7 @@ template <bool Backward>
 void run_norm(const char* op, const Optional& grad, const Tensor& x, const Tensor& scale,
               const Tensor& shift, const Tensor& mean, const Tensor& rstd, int64_t groups,
               double eps, bool silu, const Tensor& workspace, const Optional& means,
-              const Tensor& out, const Optional& grad_scale, const Optional& grad_shift) {
+              const Optional& out, const Optional& grad_scale, const Optional& grad_shift) {
   const Batch order = batch_of(op, x);
   const int64_t n = order.n, c = order.c;
   require(groups > 0 && c % groups == 0, op, c, " channels do not divide into ", groups,
@@ -24,7 +24,7 @@ void run_norm(const char* op, const Optional& grad, const Tensor& x, const Tenso
     require(has_shape(*t, {n, groups}) && t->is_contiguous() && t->scalar_type() == wide, op,
             "the statistics must be contiguous [", n, ", ", groups,
             "], float32 or, for float64, float64.");
-  require_like(op, "out", out, x, order);
+  if (out) require_like(op, "out", *out, x, order);
   if (grad) require_like(op, "grad", *grad, x, order);
   require(workspace.dim() == 4 && workspace.size(0) == n && workspace.size(2) == c &&
               workspace.size(3) == 2 && workspace.is_contiguous() &&
@@ -32,17 +32,17 @@ void run_norm(const char* op, const Optional& grad, const Tensor& x, const Tenso
           op, "the workspace must be [", n, ", chunks, ", c, ", 2], got ", shape(workspace), ".");
   require(!means || (means->numel() == 2 * n * groups && means->scalar_type() == wide), op,
           "the group means must be [", n, ", ", groups, ", 2].");
-  const On on(op, x, {maybe(grad), &scale, &shift, &mean, &rstd, &workspace, maybe(means), &out,
-                      maybe(grad_scale), maybe(grad_shift)});
+  const On on(op, x, {maybe(grad), &scale, &shift, &mean, &rstd, &workspace, maybe(means),
+                      maybe(out), maybe(grad_scale), maybe(grad_shift)});
   if (x.numel() == 0) return;
-  const bool vectors = aligned({&x, maybe(grad), &out});
+  const bool vectors = aligned({&x, maybe(grad), maybe(out)});
   for_dtype(op, dtype, [&](auto zero) {
     using T = decltype(zero);
     using A = wide_t<T>;
     NormArgs<T> a{};
     a.x = pointer<T>(x);
     a.grad = grad ? pointer<T>(*grad) : nullptr;
-    a.out = pointer<T>(out);
+    a.out = out ? pointer<T>(*out) : nullptr;
     a.scale = scale.data_ptr();
     a.shift = shift.data_ptr();
     a.scale_dtype = dtype_of(op, scale);
@@ -66,6 +66,13 @@ void run_norm(const char* op, const Optional& grad, const Tensor& x, const Tenso
 }
 
 }  // namespace
+
+void group_statistics(const char* op, const Tensor& x, const Tensor& scale, const Tensor& shift,
+                      int64_t groups, double eps, const Tensor& workspace, const Tensor& mean,
+                      const Tensor& rstd) {
+  run_norm<false>(op, {}, x, scale, shift, mean, rstd, groups, eps, false, workspace, {}, {}, {},
+                  {});
+}
 
 void ada_group_norm_silu(const Tensor& x, const Tensor& scale, const Tensor& shift, int64_t groups,
                          double eps, bool silu, const Tensor& workspace, const Tensor& out,

@@ -108,8 +108,7 @@ class DiscriminatorConfig:
     """The time-dependent discriminator D(x_t, t, x_{t+1})."""
 
     kind: str = "small"
-    """"small" (published for 32 px), "large" (256 px), "custom" (see block_mults), "dense" (for
-    images of a few pixels) or "mlp" (for points)."""
+    """"small" (32 px), "large" (256 px), "custom", "dense" (few pixels) or "mlp" (points)."""
     ngf: int = 64
     """Base width."""
     t_emb_dim: int = 256

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
         RunConfig,
     )
 
-FILE_SOURCES = ("auto", "folder", "zip", "tar", "lmdb", "cifar10", "idx", "stacked_mnist", "shards")
+FILE_SOURCES = (
+    "auto",
+    "folder",
+    "zip",
+    "tar",
+    "parquet",
+    "lmdb",
+    "cifar10",
+    "idx",
+    "stacked_mnist",
+    "shards",
+)
 SOURCES = ("digits", "gaussians25", "synthetic", *FILE_SOURCES)
 LOADERS = ("auto", "ring", "workers", "dali", "resident")
 CACHES = ("auto", "gpu", "ram", "none")

@@ -9,6 +9,7 @@ if __name__ == "kernels":
 
 from . import decompositions
 from .ada_norm.op import ada_group_norm_silu
+from .ada_norm_fir.op import ada_group_norm_silu_resample
 from .bias_act.op import bias_leaky_relu, bias_leaky_relu_down
 from .posterior.op import sample_posterior
 from .q_sample.op import q_sample_pair
@@ -20,6 +21,7 @@ check_environment()
 
 __all__ = [
     "ada_group_norm_silu",
+    "ada_group_norm_silu_resample",
     "backend_report",
     "bias_leaky_relu",
     "bias_leaky_relu_down",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -68,13 +68,12 @@ def _accepts(*args: Any) -> str | None:
     return None
 
 
-def _accepts_taps(position: int) -> Any:
+def _accepts_taps(position: int, growth: Callable[..., int] = lambda *args: 1) -> Any:
     def accepts(*args: Any) -> str | None:
         taps = args[position]
         if max(taps.shape) > MAX_TAPS:
             return f"its kernels take up to {MAX_TAPS} taps, not {list(taps.shape)}"
-        factors = args[2] if position == 1 else (1, 1)
-        if args[0][:1].numel() * factors[0] * factors[1] > _SAMPLE_LIMIT:
+        if args[0][:1].numel() * growth(*args) > _SAMPLE_LIMIT:
             return "the result of one sample is too large for 32-bit offsets"
         return _accepts(*args)
 
@@ -82,7 +81,8 @@ def _accepts_taps(position: int) -> Any:
 
 
 _CHECKS = {
-    "upfirdn2d": _accepts_taps(1),
+    "upfirdn2d": _accepts_taps(1, lambda x, taps, up, *_: up[0] * up[1]),
+    "ada_group_norm_silu_resample": _accepts_taps(3, lambda *args: 4 if args[5] else 1),
     "bias_leaky_relu_down": _accepts_taps(2),
     "bias_leaky_relu_down_grad": _accepts_taps(3),
     "bias_leaky_relu_down_tangent": _accepts_taps(3),

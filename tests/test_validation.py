@@ -12,6 +12,10 @@ from ddgan_fast.validation import group_norm_widths
 
 DDPM = {"model.resblock_type": "ddpm", "model.resamp_with_conv": False}
 CUSTOM = {"discriminator.kind": "custom"}
+TWO_BLOCKS = CUSTOM | {
+    "discriminator.block_mults": [2, 4],
+    "discriminator.block_downs": [True, True],
+}
 ONE_HALVING = {"discriminator.block_mults": [2], "discriminator.block_downs": [True]}
 GEOMETRIC = {"model.schedule": "geometric", "model.beta_max": 0.9}
 PIXELS = "model.image_size"
@@ -86,7 +90,7 @@ REFUSED = {
         ({"model.beta_min": 0, "model.beta_max": 1e-9}, "the first step would add no noise"),
         ({"model.beta_max": 2000}, "model.beta_max is 2000.0: it must be smaller, because no sig"),
         ({"model.beta_max": 1e300}, "no signal would be left before the last step."),
-        ({"discriminator.kind": "mlp"}, 'it must be "small", "large", "custom" or "dense", because model.k'),
+        ({"discriminator.kind": "mlp"}, 'it must be "small", "large", "custom" or "dense", bec'),
         ({"discriminator.ngf": 0}, "discriminator.ngf is 0: it must be at least 1."),
         ({"discriminator.t_emb_dim": 2}, "discriminator.t_emb_dim is 2: it must be at least 4"),
         ({"discriminator.t_emb_dim": 3}, "discriminator.t_emb_dim is 3: it must be at least 4"),
@@ -129,10 +133,10 @@ REFUSED = {
     ],
     "digits": [
         ({PIXELS: 28, "discriminator.kind": "small"}, "divisible by 8, because the small discrim"),
-        ({"discriminator.block_mults": [2, 0]}, "discriminator.block_mults is [2, 0]: it must"),
-        ({"discriminator.block_downs": [True]}, "is [true]: it must have as many entries as"),
+        (TWO_BLOCKS | {"discriminator.block_mults": [2, 0]}, "block_mults is [2, 0]: it must"),
+        (TWO_BLOCKS | {"discriminator.block_downs": [True]}, "is [true]: it must have as many"),
         (
-            {PIXELS: 6, "discriminator.block_downs": [True, True]},
+            TWO_BLOCKS | {PIXELS: 6},
             "divisible by 4, because the cust",
         ),
     ],

@@ -19,8 +19,7 @@ def build_dataset(cfg: Config) -> Dataset:
     Raises:
         ValueError: If the source is unknown, does not fit the model, has a path too many or too
             few, or holds no image or an unreadable one.
-        FileNotFoundError: If the path does not exist.
-        NotADirectoryError: If the path is not a folder.
+        OSError: If there is nothing at the path, or it cannot be read.
         RuntimeError: If a package is missing.
     """
     from ddgan_fast.data import shards, sources

@@ -16,13 +16,15 @@ from ddgan_fast.data.records_cifar import is_cifar10, open_cifar10
 from ddgan_fast.data.records_folder import FolderRecords
 from ddgan_fast.data.records_idx import StackedRecords, is_idx, open_idx
 from ddgan_fast.data.records_lmdb import LmdbRecords, is_lmdb
+from ddgan_fast.data.records_parquet import ParquetRecords, is_parquet
 from ddgan_fast.data.records_tar import TarRecords, is_tar
 from ddgan_fast.data.records_zip import ZipRecords
 from ddgan_fast.validation import FILE_SOURCES
 
 _UNDERSTOOD = (
     "a folder of images, a zip archive, tars of WebDataset, an LMDB database (or a folder of "
-    "train.lmdb and validation.lmdb, or of LSUN's CLASS_train_lmdb), CIFAR-10, IDX files"
+    "train.lmdb and validation.lmdb, or of LSUN's CLASS_train_lmdb), CIFAR-10, IDX files, "
+    "parquet files"
 )
 _SHOWN = 5  # names from a folder that a message lists
 
@@ -65,6 +67,8 @@ def open_records(
         records = ZipRecords(path)
     elif kind == "tar":
         records = TarRecords(path)
+    elif kind == "parquet":
+        records = ParquetRecords(path, split)
     elif kind == "lmdb":
         records = LmdbRecords(path, split, lsun_class)
     elif kind == "cifar10":
@@ -87,7 +91,13 @@ def detect(path: Path) -> str:
     """
     if not path.exists() and not (is_tar(path) and "{" in str(path)):
         raise FileNotFoundError(f"{path} does not exist: check the spelling of the data's path.")
-    tests = {"lmdb": is_lmdb, "cifar10": is_cifar10, "idx": is_idx, "tar": is_tar}
+    tests = {
+        "lmdb": is_lmdb,
+        "cifar10": is_cifar10,
+        "idx": is_idx,
+        "tar": is_tar,
+        "parquet": is_parquet,
+    }
     kinds = [kind for kind, test in tests.items() if test(path)]
     if path.is_file() and not kinds and zipfile.is_zipfile(path):
         kinds = ["zip"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import tarfile
 from collections.abc import Iterator
 from functools import partial
@@ -34,6 +35,7 @@ _BATCHES = {
 }
 _FOLDERS = ("", "cifar-10-batches-py", "cifar-10-batches-bin")
 _ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
+_ARCHIVE = re.compile(r"cifar-?10[-_.].*(tar\.gz|tgz)")
 _LARGEST_FILE = 1 << 28
 _PIXELS = 3 * 32 * 32
 
@@ -59,7 +61,7 @@ def open_cifar10(path: str | os.PathLike[str], split: str = "train") -> ArrayRec
 def is_cifar10(path: Path) -> bool:
     """Whether a path is CIFAR-10's archive or holds its files."""
     if path.is_file():
-        return path.name in _ARCHIVES
+        return bool(_ARCHIVE.fullmatch(path.name))
     return path.is_dir() and _place(path) is not None
 
 

@@ -193,7 +193,10 @@ def _places(path: Path, split: str) -> list[Path]:
         return [path]
     folder = idx_folder(path)
     if folder is None:
-        raise ValueError(f"{path} holds no IDX files (such as train-images-idx3-ubyte.gz).")
+        raise ValueError(
+            f"{path} holds no IDX files (such as train-images-idx3-ubyte.gz): give their folder, "
+            "or say what it holds by --data.source."
+        )
     found = []
     for part in SPLITS[split]:
         places = _images_in(folder, _PREFIX[part])

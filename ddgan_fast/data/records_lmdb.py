@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 import os
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddgan_fast.data.index_cache import CachedIndex
+from ddgan_fast.data.lmdb_files import Status, data_file, keys_of, status_of, value_of
 from ddgan_fast.data.records import Records, fingerprint_of, printable
 
 _PARTS = {"train": ("train",), "validation": ("validation",), "both": ("train", "validation")}
 _LSUN_NAME = re.compile(r"(.+)_(train|val|test)_lmdb")
 _NOTES = {b"length", b"num-samples", b"__len__", b"__keys__", b"keys", b"meta", b"classnames"}
-_SMALLEST = 8192  # an empty database has two pages
-_Status = tuple[int, int, int]
+_SAMPLE = 64  # values whose lengths tell what the set holds
 
 
 class LmdbRecords(Records):
@@ -57,15 +53,15 @@ class LmdbRecords(Records):
         self.path = Path(path)
         places = _find(self.path, split, lsun_class)
         self._parts = [_scan(place) for place in places]
-        self._starts = np.cumsum([0, *(len(part.lengths) for part in self._parts)])
-        lengths = np.concatenate([part.lengths for part in self._parts])
-        if not len(lengths):
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+        if not len(self):
             raise ValueError(f"{', '.join(map(str, places))}: no records in it; copy it again.")
+        # Not of all: to ask for a value's length reads the whole value from the disk.
+        sample = np.unique(np.linspace(0, len(self) - 1, _SAMPLE).astype(np.int64))
+        lengths = [len(self._value(int(i))) for i in sample]
         self.side = _raw_side(lengths)
-        self.fingerprint = fingerprint_of(
-            self.kind,
-            ((part.key(k), part.lengths[k]) for part in self._parts for k in range(len(part))),
-        )
+        keys = ((part.keys, part.ends.astype("<i8").tobytes().hex()) for part in self._parts)
+        self.fingerprint = fingerprint_of(f"{self.kind} {lengths}", keys)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -75,12 +71,7 @@ class LmdbRecords(Records):
         return f"{part.path}, key {printable(part.key(k).decode('latin-1'))}"
 
     def read(self, i: int) -> bytes | NDArray[np.uint8]:
-        part, k = self._locate(i)
-        with _reading(part.path, self.name(i), part.status) as transaction:
-            value = transaction.get(part.key(k))
-            data = None if value is None else bytes(value)
-        if data is None:
-            raise OSError(f"{self.name(i)}: gone since the database was opened; start again.")
+        data = self._value(i)
         if self.side is None:
             return data
         if len(data) != 3 * self.side**2:
@@ -89,6 +80,10 @@ class LmdbRecords(Records):
                 f"{self.side}x{self.side}x3: replace it or take it out of the data."
             )
         return np.frombuffer(data, np.uint8).reshape(self.side, self.side, 3)
+
+    def _value(self, i: int) -> bytes:
+        part, k = self._locate(i)
+        return value_of(part.path, part.status, part.key(k), self.name(i))
 
     def _locate(self, i: int) -> tuple[_Part, int]:
         number = int(np.searchsorted(self._starts, i, side="right")) - 1
@@ -100,10 +95,9 @@ class _Part:
     """One database: its keys, joined because Python objects for millions of them are large."""
 
     path: Path
-    status: _Status
+    status: Status
     keys: bytes
     ends: NDArray[np.int64]
-    lengths: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -189,7 +183,7 @@ def _lsun_names(
     return [f"{lsun_class}_{short[part]}_lmdb" for part in _PARTS[split]]
 
 
-def _raw_side(lengths: NDArray[np.int64]) -> int | None:
+def _raw_side(lengths: list[int]) -> int | None:
     """Side of raw square RGB images, or None for encoded ones."""
     values, counts = np.unique(lengths, return_counts=True)
     common = int(values[counts.argmax()])
@@ -199,84 +193,15 @@ def _raw_side(lengths: NDArray[np.int64]) -> int | None:
 
 
 def _scan(path: Path) -> _Part:
-    """Reads all keys and the lengths of their values; the values' own pages are not touched."""
-    keys: list[bytes] = []
-    lengths: list[int] = []
-    status = _status(path)
-    with _reading(path, str(path), status) as transaction:
-        for key, value in transaction.cursor().iternext(keys=True, values=True):
-            if bytes(key) not in _NOTES:
-                keys.append(bytes(key))
-                lengths.append(len(value))
-    if keys and all(key.isdigit() and len(key) < 19 for key in keys):
-        order = np.argsort(np.array([int(key) for key in keys], np.int64), kind="stable")
-        keys = [keys[i] for i in order]
-        lengths = [lengths[i] for i in order]
-    ends = np.cumsum([len(key) for key in keys], dtype=np.int64)
-    return _Part(path, status, b"".join(keys), ends, np.array(lengths, np.int64))
-
-
-# A process may open a database only once, and a forked one goes on with what its parent opened.
-_ENVIRONMENTS: dict[str, tuple[_Status, Any]] = {}
-_LOCK = threading.Lock()
-
-
-@contextmanager
-def _reading(path: Path, name: str, status: _Status) -> Iterator[Any]:
-    """A read transaction, with the package's errors as OSError that names the record."""
-    lmdb = _package(path)
-    try:
-        with _environment(lmdb, path, status).begin(buffers=True) as transaction:
-            yield transaction
-    except lmdb.Error as error:
-        raise OSError(
-            f"{name} cannot be read ({error}): the database is damaged; copy it again."
-        ) from error
-
-
-def _environment(lmdb: ModuleType, path: Path, status: _Status) -> Any:
-    # Also because a file that was cut since would kill the process.
-    if _status(path) != status:
-        raise OSError(f"{path} has changed since its keys were read: start again.")
-    where = os.path.realpath(path)
-    with _LOCK:
-        known = _ENVIRONMENTS.get(where)
-        if known is not None and known[0] == status:
-            return known[1]
-        if known is not None:  # another file has taken its place
-            del _ENVIRONMENTS[where]
-            known[1].close()
-        environment = _open(lmdb, path, status[1])
-        _ENVIRONMENTS[where] = (status, environment)
-        return environment
-
-
-def _status(path: Path) -> _Status:
-    status = os.stat(path / "data.mdb" if path.is_dir() else path)
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _open(lmdb: ModuleType, path: Path, size: int) -> Any:
-    if size < _SMALLEST:
-        raise OSError(f"{path} is no database: its file has {size:,} bytes; copy it again.")
-    environment = lmdb.open(
-        str(path), subdir=path.is_dir(), readonly=True, lock=False, create=False, readahead=False
-    )
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if size < needed:  # reading the missing pages of the memory map would kill the process
-        environment.close()
-        raise OSError(
-            f"{path} is cut short: it has {size:,} of at least {needed:,} bytes; copy it again."
-        )
-    return environment
-
-
-def _package(path: Path) -> ModuleType:
-    try:
-        import lmdb
-    except ImportError as error:
-        raise RuntimeError(
-            f"{path} is an LMDB database, and the package that reads it is missing: "
-            'pip install "ddgan_fast[lmdb]".'
-        ) from error
-    return lmdb
+    """All keys of a database, in the order of the records."""
+    status = status_of(path)
+    cached = CachedIndex(LmdbRecords.kind, data_file(path))
+    arrays = cached.load("keys", "ends")
+    if arrays is None:
+        keys = [key for key in keys_of(path, status) if key not in _NOTES]
+        if all(key.isdigit() and len(key) < 19 for key in keys):
+            keys.sort(key=int)
+        ends = np.cumsum([len(key) for key in keys], dtype=np.int64)
+        arrays = [np.frombuffer(b"".join(keys), np.uint8), ends]
+        cached.save(keys=arrays[0], ends=ends)
+    return _Part(path, status, arrays[0].tobytes(), arrays[1])

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddgan_fast.data.index_cache import CachedIndex
 from ddgan_fast.data.records import (
     LARGEST_RECORD,
     Records,
@@ -23,7 +22,6 @@ from ddgan_fast.data.records import (
     fingerprint_of,
     printable,
 )
-from ddgan_fast.files import atomic_open
 
 _EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
 _LABEL = "cls"
@@ -33,7 +31,6 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_SHARDS = 1_000_000
 _BLOCK = 512
 _LONGEST_LABEL = 20
-_VERSION = 1  # of the index
 
 
 class TarRecords(Records):
@@ -157,11 +154,12 @@ class _Index(NamedTuple):
 
 
 def _index(shard: SourceFile) -> _Index:
-    place = _cache_place(shard)
-    index = _load(place)
-    if index is None:
-        index = _walk(shard)
-        _save(place, index)
+    cached = CachedIndex(TarRecords.kind, shard.path)
+    arrays = cached.load(*_Index._fields)
+    if arrays is not None:
+        return _unpack(*arrays)
+    index = _walk(shard)
+    cached.save(**_pack(index))
     return index
 
 
@@ -236,34 +234,10 @@ def _label(shard: SourceFile, member: tarfile.TarInfo | None) -> int:
     return label
 
 
-def _cache_place(shard: SourceFile) -> Path:
-    """Of the index of this very file; whatever is written to it gives another place."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    # The time of the last change of any kind, too, because copies often keep the other one.
-    status = os.stat(shard.path)
-    times = f"{shard.changed} {status.st_ctime_ns} {status.st_ino}"
-    facts = f"{_VERSION} {os.path.realpath(shard.path)} {shard.size} {times}"
-    name = hashlib.sha256(os.fsencode(facts)).hexdigest()
-    return Path(home) / "ddgan_fast" / "tar-index" / f"{name[:32]}.npz"
-
-
-def _load(place: Path) -> _Index | None:
-    try:
-        with np.load(place, allow_pickle=False) as file:
-            names = os.fsdecode(file["names"].tobytes()).split("\0")
-            index = _Index(names[:-1], file["offsets"], file["sizes"], file["labels"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    columns: list[Any] = [*index[1:]]
-    return index if all(c.shape == (len(index.names),) for c in columns) else None
-
-
-def _save(place: Path, index: _Index) -> None:
+def _pack(index: _Index) -> dict[str, NDArray]:
     names = os.fsencode("".join(f"{name}\0" for name in index.names))
-    arrays = {name: column for name, column in index._asdict().items() if name != "names"}
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_open(place) as file:
-            np.savez(file, names=np.frombuffer(names, np.uint8), **arrays)
-    except OSError:  # it only costs time: the next process reads the headers again
-        pass
+    return index._asdict() | {"names": np.frombuffer(names, np.uint8)}
+
+
+def _unpack(names: NDArray, *columns: NDArray) -> _Index:
+    return _Index(os.fsdecode(names.tobytes()).split("\0")[:-1], *columns)

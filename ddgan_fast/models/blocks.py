@@ -82,14 +82,14 @@ class ResidualBlock(nn.Module):
         drop: DropoutDraws | None = None,
     ) -> torch.Tensor:
         """x [N, n_in, H, W], time [N, time_width] or None, latent [N, latent_width]."""
-        h = self.norm0(x, latent, silu=True)
         if self.resample_by == "down":
-            h, x = self.resample.down(h), self.resample.down(x)
+            h, x = self.norm0.resampled(x, latent, self.resample, "down", both=True)
             x = self._shortcut(x)
         elif self.resample_by == "up":
-            h, x = self.resample.up(h), self._shortcut_up(x)
+            (h,) = self.norm0.resampled(x, latent, self.resample, "up", both=False)
+            x = self._shortcut_up(x)
         else:
-            x = self._shortcut(x)
+            h, x = self.norm0(x, latent, silu=True), self._shortcut(x)
         h = self.conv0(h)
         if time is not None:
             h = h + self.time_proj(F.silu(time))[:, :, None, None]

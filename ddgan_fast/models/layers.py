@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..kernels import ada_group_norm_silu, philox, upfirdn2d
+from ..kernels import ada_group_norm_silu, ada_group_norm_silu_resample, philox, upfirdn2d
 
 SQRT_HALF = math.sqrt(0.5)
 
@@ -135,6 +135,20 @@ class AdaptiveGroupNorm(nn.Module):
     def forward(self, x: torch.Tensor, latent: torch.Tensor, silu: bool = False) -> torch.Tensor:
         scale, shift = self.style(latent).chunk(2, 1)
         return ada_group_norm_silu(x, scale, shift, self.groups, silu=silu)
+
+    def resampled(
+        self, x: torch.Tensor, latent: torch.Tensor, by: Resampler, direction: str, both: bool
+    ) -> tuple[torch.Tensor, ...]:
+        """With SiLU, then resampled "up" or "down"; followed by the resampled x when ``both``."""
+        if not by.fir:
+            change = by.up if direction == "up" else by.down
+            h = change(self(x, latent, silu=True))
+            return (h, change(x)) if both else (h,)
+        scale, shift = self.style(latent).chunk(2, 1)
+        h, skip = ada_group_norm_silu_resample(
+            x, scale, shift, self.groups, by.taps, resample=direction, both=both
+        )
+        return (h,) if skip is None else (h, skip)
 
 
 class AffineGroupNorm(nn.GroupNorm):

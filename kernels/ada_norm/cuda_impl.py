@@ -19,7 +19,7 @@ def forward(
     """y, and the group means and inverse deviations [N, groups]."""
     dense = x.contiguous(memory_format=memory_format(x))
     y = torch.empty_like(dense)
-    workspace = _workspace(dense)
+    workspace = workspace_for(dense)
     if x.shape[0] and not x.numel():
         # Nothing to average: as plain torch has it.
         mean = workspace.new_full((x.shape[0], groups), float("nan"))
@@ -46,7 +46,7 @@ def backward(
     order = memory_format(x)
     dense = x.contiguous(memory_format=order)
     grad = grad.to(x.dtype).contiguous(memory_format=order)
-    grad_x, workspace = torch.empty_like(dense), _workspace(dense)
+    grad_x, workspace = torch.empty_like(dense), workspace_for(dense)
     scale, shift = scale.contiguous(), shift.contiguous()
     if not x.numel():
         return in_order_of(x, grad_x), torch.zeros_like(scale), torch.zeros_like(shift)
@@ -60,7 +60,7 @@ def backward(
     return in_order_of(x, grad_x), grad_scale, grad_shift
 
 
-def _workspace(x: torch.Tensor) -> torch.Tensor:
+def workspace_for(x: torch.Tensor) -> torch.Tensor:
     """Two sums for each chunk of each channel.
 
     The chunks follow from the size of a sample alone: results do not depend on the batch.

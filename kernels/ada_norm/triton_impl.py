@@ -68,13 +68,12 @@ def plan(x: torch.Tensor, groups: int) -> Plan:
     return Plan(x, (n, c, s), strides, cdiv(tiles, steps), blocks, meta)
 
 
-def _combining(p: Plan, groups: int) -> dict[str, Any]:
-    channels = p.sizes[1] // groups
+def _combining(chunks: int, channels: int, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "CHANNELS": channels,
-        "BLOCK_K": power_of_2(p.chunks),
+        "BLOCK_K": power_of_2(chunks),
         "BLOCK_C": power_of_2(channels),
-        "ACC": p.meta["ACC"],
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
         "num_warps": 4,
         "enable_fp_fusion": True,
     }
@@ -82,6 +81,25 @@ def _combining(p: Plan, groups: int) -> dict[str, Any]:
 
 def _wide(x: torch.Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def empty_statistics(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uninitialised mean and inverse deviation [N, groups]."""
+    mean = x.new_empty((x.shape[0], groups), dtype=_wide(x))
+    return mean, torch.empty_like(mean)
+
+
+def statistics(p: Plan, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and inverse deviation [N, groups] of x, which must be on the current device."""
+    mean, rstd = empty_statistics(p.x, groups)
+    n, c, s = p.sizes
+    means, squares = mean.new_empty((2, n, p.chunks, c)).unbind()
+    kernels.moments[p.grid](p.x, means, squares, c, s, p.chunks, p.blocks, *p.steps, **p.meta)
+    kernels.combine_moments[(n * groups,)](
+        means, squares, mean, rstd, c, s, p.chunks, p.chunk, groups,
+        EPS=eps, **_combining(p.chunks, c // groups, mean.dtype),
+    )  # fmt: skip
+    return mean, rstd
 
 
 def ada_group_norm_silu(
@@ -94,25 +112,46 @@ def ada_group_norm_silu(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See ``op.ada_group_norm_silu``; also the statistics [N, groups]."""
     y = torch.empty_like(x)
-    mean = x.new_empty((x.shape[0], groups), dtype=_wide(x))
-    rstd = torch.empty_like(mean)
     if y.numel() == 0:
-        return y, mean, rstd
+        return y, *empty_statistics(x, groups)
     p = plan(x, groups)
     n, c, s = p.sizes
     out = y if y.stride() == p.x.stride() else torch.empty_like(p.x)
-    means, squares = mean.new_empty((2, n, p.chunks, c)).unbind()
     with on_device_of(x):
-        kernels.moments[p.grid](p.x, means, squares, c, s, p.chunks, p.blocks, *p.steps, **p.meta)
-        kernels.combine_moments[(n * groups,)](
-            means, squares, mean, rstd, c, s, p.chunks, p.chunk, groups,
-            EPS=eps, **_combining(p, groups),
-        )  # fmt: skip
+        mean, rstd = statistics(p, groups, eps)
         kernels.apply[p.grid](
             p.x, scale.contiguous(), shift.contiguous(), mean, rstd, out,
             n, c, s, p.chunks, p.blocks, groups, c // groups, *p.steps, SILU=silu, **p.meta,
         )  # fmt: skip
     return (y if out is y else y.copy_(out)), mean, rstd
+
+
+def combined_sums(
+    da: torch.Tensor,
+    product: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    groups: int,
+    space: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of scale and shift [N, C], and the two means [N, groups] that dx needs.
+
+    Args:
+        da: [N, chunks, C] sums of the gradient at scale * xhat + shift, on the current device.
+        product: [N, chunks, C] sums of the same times xhat.
+        scale: [N, C].
+        shift: [N, C].
+        groups: of the norm.
+        space: pixels of a sample.
+    """
+    n, chunks, c = da.shape
+    grad_scale, grad_shift = scale.new_empty(scale.shape), shift.new_empty(shift.shape)
+    first, second = da.new_empty((2, n, groups)).unbind()
+    kernels.combine_sums[(n * groups,)](
+        da, product, scale.contiguous(), grad_scale, grad_shift, first, second,
+        c, space, chunks, groups, **_combining(chunks, c // groups, da.dtype),
+    )  # fmt: skip
+    return grad_scale, grad_shift, first, second
 
 
 def ada_group_norm_silu_backward(
@@ -128,24 +167,19 @@ def ada_group_norm_silu_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of the result in x [N, C, ...], scale [N, C] and shift [N, C]."""
     dx = torch.empty_like(x)
-    grad_scale, grad_shift = scale.new_empty(scale.shape), shift.new_empty(shift.shape)
     if dx.numel() == 0:
-        return dx, grad_scale.zero_(), grad_shift.zero_()
+        return dx, scale.new_zeros(scale.shape), shift.new_zeros(shift.shape)
     p = plan(x, groups)
     n, c, s = p.sizes
     out = dx if dx.stride() == p.x.stride() else torch.empty_like(p.x)
     if grad.stride() != p.x.stride():
         grad = torch.empty_like(p.x, dtype=grad.dtype).copy_(grad)
     da, product = mean.new_empty((2, n, p.chunks, c)).unbind()
-    first, second = mean.new_empty((2, n, groups)).unbind()
     given = (grad, p.x, *(v.contiguous() for v in (scale, shift, mean, rstd)))
     cut = (c, s, p.chunks, p.blocks, groups, c // groups, *p.steps)
     with on_device_of(x):
         kernels.backward_sums[p.grid](*given, da, product, *cut, SILU=silu, **p.meta)
-        kernels.combine_sums[(n * groups,)](
-            da, product, given[2], grad_scale, grad_shift, first, second,
-            c, s, p.chunks, groups, **_combining(p, groups),
-        )  # fmt: skip
+        grad_scale, grad_shift, first, second = combined_sums(da, product, scale, shift, groups, s)
         kernels.backward_apply[p.grid](
             *given, first, second, out, n, *cut, SILU=silu, **p.meta
         )

@@ -88,12 +88,12 @@ def combine_moments(
 
 
 @triton.jit
-def _per_channel(ptr, n, c, C, ACC: tl.constexpr):
+def per_channel(ptr, n, c, C, ACC: tl.constexpr):
     return tl.load(ptr + n * C + c, mask=c < C, other=0.0).to(ACC)[None, :]
 
 
 @triton.jit
-def _per_group(ptr, n, c, C, groups, channels):
+def per_group(ptr, n, c, C, groups, channels):
     return tl.load(ptr + n * groups + c // channels, mask=c < C, other=0.0)[None, :]
 
 
@@ -109,10 +109,10 @@ def apply(
     # The statistics pass read the last samples last: they are still in the cache.
     n = N - 1 - n
     in_c = (c < C)[None, :]
-    rstd = _per_group(rstd_ptr, n, c, C, groups, channels)
-    mean = _per_group(mean_ptr, n, c, C, groups, channels)
-    factor = _per_channel(scale_ptr, n, c, C, ACC) * rstd
-    shift = _per_channel(shift_ptr, n, c, C, ACC)
+    rstd = per_group(rstd_ptr, n, c, C, groups, channels)
+    mean = per_group(mean_ptr, n, c, C, groups, channels)
+    factor = per_channel(scale_ptr, n, c, C, ACC) * rstd
+    shift = per_channel(shift_ptr, n, c, C, ACC)
     x_ptr += n * stride_n
     y_ptr += n * stride_n
     at = c[None, :] * stride_c
@@ -148,10 +148,10 @@ def backward_sums(
     """Sums of da and da * xhat over every (sample, chunk, channel)."""
     n, chunk, c = _place(tl.program_id(0), chunks, blocks, BLOCK_C)
     in_c = (c < C)[None, :]
-    rstd = _per_group(rstd_ptr, n, c, C, groups, channels)
-    mean = _per_group(mean_ptr, n, c, C, groups, channels)
-    scale = _per_channel(scale_ptr, n, c, C, ACC)
-    shift = _per_channel(shift_ptr, n, c, C, ACC)
+    rstd = per_group(rstd_ptr, n, c, C, groups, channels)
+    mean = per_group(mean_ptr, n, c, C, groups, channels)
+    scale = per_channel(scale_ptr, n, c, C, ACC)
+    shift = per_channel(shift_ptr, n, c, C, ACC)
     x_ptr += n * stride_n
     grad_ptr += n * stride_n
     at = c[None, :] * stride_c
@@ -205,12 +205,12 @@ def backward_apply(
     n, chunk, c = _place(tl.program_id(0), chunks, blocks, BLOCK_C)
     n = N - 1 - n
     in_c = (c < C)[None, :]
-    rstd = _per_group(rstd_ptr, n, c, C, groups, channels)
-    mean = _per_group(mean_ptr, n, c, C, groups, channels)
-    first = _per_group(first_ptr, n, c, C, groups, channels) * rstd
-    second = _per_group(second_ptr, n, c, C, groups, channels) * rstd
-    scale = _per_channel(scale_ptr, n, c, C, ACC)
-    shift = _per_channel(shift_ptr, n, c, C, ACC)
+    rstd = per_group(rstd_ptr, n, c, C, groups, channels)
+    mean = per_group(mean_ptr, n, c, C, groups, channels)
+    first = per_group(first_ptr, n, c, C, groups, channels) * rstd
+    second = per_group(second_ptr, n, c, C, groups, channels) * rstd
+    scale = per_channel(scale_ptr, n, c, C, ACC)
+    shift = per_channel(shift_ptr, n, c, C, ACC)
     factor = scale * rstd
     x_ptr += n * stride_n
     grad_ptr += n * stride_n

@@ -71,7 +71,7 @@ def _value(
 
 
 @triton.jit
-def _tap(taps_ptr, J: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr, ACC: tl.constexpr):
+def tap(taps_ptr, J: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr, ACC: tl.constexpr):
     """The weight of the J-th sample under the filter, 0 beyond its K taps."""
     if J < K:
         return tl.load(taps_ptr + (J if FLIP else K - 1 - J)).to(ACC)
@@ -80,7 +80,7 @@ def _tap(taps_ptr, J: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr, ACC: tl
 
 
 @triton.jit
-def _sample(pid, across, strips, blocks, BLOCK_C: tl.constexpr):
+def sample(pid, across, strips, blocks, BLOCK_C: tl.constexpr):
     """Splits a program's number into (sample, strip, block across), and gives its channels."""
     channels = (pid % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     pid = pid // blocks
@@ -97,7 +97,7 @@ def _bias(bias_ptr, n, channels, C, PER_SAMPLE: tl.constexpr, ACC: tl.constexpr)
 
 
 @triton.jit
-def _within(row, low, high, column):
+def within(row, low, high, column):
     """low <= row < high, as long as ``column``.
 
     The interpreter of Triton 3.9 turns a single truth into an integer when it meets a mask.
@@ -111,7 +111,7 @@ def _row_down(x_ptr, z_ptr, row, H, W, stride_h, stride_w, column, at, in_c, bia
               MODE: tl.constexpr, SLOPE: tl.constexpr, HAS_BIAS: tl.constexpr,
               ACC: tl.constexpr):  # fmt: skip
     """One row filtered for two output columns: samples 0-3 and 2-5 from ``column`` on."""
-    in_h = _within(row, 0, H, column)
+    in_h = within(row, 0, H, column)
     x_ptr += row * stride_h
     z_ptr += row * stride_h
     left = tl.zeros(at.shape, ACC)
@@ -140,7 +140,7 @@ def down2(
     Every input row is filtered along x once; an output row is what the two rows above left for it
     plus the two rows below. A thread makes two neighbouring columns from six loads.
     """
-    n, strip, block, c = _sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
+    n, strip, block, c = sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
     x_ptr += n * stride_n
     z_ptr += n * stride_n
     y_ptr += n * out_n
@@ -150,10 +150,10 @@ def down2(
     column = 4 * pair - pad_x
     at = column * stride_w + c[None, :] * stride_c
 
-    t0 = _tap(taps_ptr, 0, K, FLIP, ACC)
-    t1 = _tap(taps_ptr, 1, K, FLIP, ACC)
-    t2 = _tap(taps_ptr, 2, K, FLIP, ACC)
-    t3 = _tap(taps_ptr, 3, K, FLIP, ACC)
+    t0 = tap(taps_ptr, 0, K, FLIP, ACC)
+    t1 = tap(taps_ptr, 1, K, FLIP, ACC)
+    t2 = tap(taps_ptr, 2, K, FLIP, ACC)
+    t3 = tap(taps_ptr, 3, K, FLIP, ACC)
     if MODE == ACT and HAS_BIAS:
         # leaky_relu(0 + bias) of the padding is not 0: its weights are.
         w = (
@@ -192,7 +192,7 @@ def down2(
         left += (g2 * ok0) * left0 + (g3 * ok1) * left1
         right += (g2 * ok0) * right0 + (g3 * ok1) * right1
         y = y_ptr + oy * out_h + out
-        in_h = _within(oy, 0, OH, column)
+        in_h = within(oy, 0, OH, column)
         tl.store(y, left.to(y_ptr.dtype.element_ty), mask=in_left & in_h)
         tl.store(y + out_w, right.to(y_ptr.dtype.element_ty), mask=in_right & in_h)
         left = (g0 * ok0) * left0 + (g1 * ok1) * left1
@@ -203,7 +203,7 @@ def down2(
 def _row_same(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, t0, t1, t2, t3,
               ACC: tl.constexpr):  # fmt: skip
     """One row filtered for two neighbouring output columns, from five samples."""
-    in_h = _within(row, 0, H, column)
+    in_h = within(row, 0, H, column)
     x_ptr += row * stride_h
     w = (t0, t1, t2, t3)
     left = tl.zeros(at.shape, ACC)
@@ -228,17 +228,17 @@ def same(
     ROWS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Up to 4 taps without resampling: three unfinished output rows wait for the rows below."""
-    n, strip, block, c = _sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
+    n, strip, block, c = sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
     x_ptr += n * stride_n
     y_ptr += n * out_n
     pair = (block * BLOCK_X + tl.arange(0, BLOCK_X))[:, None]
     in_c = (c < C)[None, :]
     column = 2 * pair - pad_x
     at = column * stride_w + c[None, :] * stride_c
-    t0 = _tap(taps_ptr, 0, K, FLIP, ACC)
-    t1 = _tap(taps_ptr, 1, K, FLIP, ACC)
-    t2 = _tap(taps_ptr, 2, K, FLIP, ACC)
-    t3 = _tap(taps_ptr, 3, K, FLIP, ACC)
+    t0 = tap(taps_ptr, 0, K, FLIP, ACC)
+    t1 = tap(taps_ptr, 1, K, FLIP, ACC)
+    t2 = tap(taps_ptr, 2, K, FLIP, ACC)
+    t3 = tap(taps_ptr, 3, K, FLIP, ACC)
     g0, g1, g2, g3 = t0 * GAIN, t1 * GAIN, t2 * GAIN, t3 * GAIN
     first = strip * ROWS
     left0 = tl.zeros(at.shape, ACC)
@@ -252,7 +252,7 @@ def same(
         oy = first - 3 + r
         left, right = _row_same(x_ptr, oy + 3 - pad_y, H, W, stride_h, stride_w, column, at, in_c,
                                 t0, t1, t2, t3, ACC)  # fmt: skip
-        inside = _within(oy, first, OH, column)
+        inside = within(oy, first, OH, column)
         y = y_ptr + oy * out_h + out
         tl.store(y, (left0 + g3 * left).to(y_ptr.dtype.element_ty), mask=in_left & inside)
         tl.store(y + out_w, (right0 + g3 * right).to(y_ptr.dtype.element_ty),
@@ -266,7 +266,7 @@ def same(
 def _row_up(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, t0, t1, t2, t3,
             ACC: tl.constexpr):  # fmt: skip
     """One row filtered for an even and an odd output column, from three samples."""
-    in_h = _within(row, 0, H, column)
+    in_h = within(row, 0, H, column)
     x_ptr += row * stride_h
     a = tl.load(x_ptr + at, mask=(column >= 0) & (column < W) & in_h & in_c, other=0.0).to(ACC)
     in_b = (column + 1 >= 0) & (column + 1 < W) & in_h & in_c
@@ -280,7 +280,7 @@ def _row_up(x_ptr, row, H, W, stride_h, stride_w, column, at, in_c, t0, t1, t2, 
 def _store_pair(y_ptr, z_ptr, even, odd, row, OH, at, in_even, in_odd, out_h, out_w, bias,
                 MODE: tl.constexpr, SLOPE: tl.constexpr, HAS_BIAS: tl.constexpr,
                 ACC: tl.constexpr):  # fmt: skip
-    in_h = _within(row, 0, OH, at)
+    in_h = within(row, 0, OH, at)
     y_ptr += row * out_h
     if MODE == MASK:
         z_ptr += row * out_h
@@ -304,7 +304,7 @@ def up2(
     Outputs 2 i + pad and 2 i + 1 + pad lie on samples i, i + 1 and i + 1, i + 2; i runs from
     first_x, first_y on.
     """
-    n, strip, block, c = _sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
+    n, strip, block, c = sample(tl.program_id(0), across, strips, blocks, BLOCK_C)
     x_ptr += n * stride_n
     z_ptr += n * out_n
     y_ptr += n * out_n
@@ -312,10 +312,10 @@ def up2(
     column = first_x + (block * BLOCK_X + tl.arange(0, BLOCK_X))[:, None]
     in_c = (c < C)[None, :]
     at = column * stride_w + c[None, :] * stride_c
-    t0 = _tap(taps_ptr, 0, K, FLIP, ACC)
-    t1 = _tap(taps_ptr, 1, K, FLIP, ACC)
-    t2 = _tap(taps_ptr, 2, K, FLIP, ACC)
-    t3 = _tap(taps_ptr, 3, K, FLIP, ACC)
+    t0 = tap(taps_ptr, 0, K, FLIP, ACC)
+    t1 = tap(taps_ptr, 1, K, FLIP, ACC)
+    t2 = tap(taps_ptr, 2, K, FLIP, ACC)
+    t3 = tap(taps_ptr, 3, K, FLIP, ACC)
     g0, g1, g2, g3 = t0 * GAIN, t1 * GAIN, t2 * GAIN, t3 * GAIN
     target = 2 * column + pad_x
     out = target * out_w + c[None, :] * out_c
@@ -352,7 +352,7 @@ def general(
     PER_SAMPLE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Any factors and taps: every output gathers the samples under its filter's phase."""
-    n, _, block, c = _sample(tl.program_id(0), blocks_p, 1, blocks_c, BLOCK_C)
+    n, _, block, c = sample(tl.program_id(0), blocks_p, 1, blocks_c, BLOCK_C)
     x_ptr += n * stride_n
     bias = _bias(bias_ptr, n, c, C, PER_SAMPLE, ACC) if HAS_BIAS else 0.0
     pixel = (block * BLOCK_P + tl.arange(0, BLOCK_P))[:, None]

@@ -150,8 +150,40 @@ def launch_rolling(
 ) -> None:
     """Launch a kernel whose window rolls over rows; extent is (columns, rows) to go through."""
     (n, channels), taps = pointers[0].shape[:2], pointers[3]
+    cut = rolling_cut(n, channels, extent, rows_first=steps[3] < steps[1])
+    kernel[(n * cut.strips * cut.across * cut.blocks,)](
+        *pointers,
+        *scalars,
+        cut.across,
+        cut.strips,
+        cut.blocks,
+        *steps,
+        K=taps.shape[0],
+        ROWS=cut.rows,
+        BLOCK_X=cut.block_x,
+        BLOCK_C=cut.block_c,
+        **meta,
+    )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the launch of a rolling kernel is cut into programs."""
+
+    block_x: int
+    block_c: int
+    rows: int
+    """Of one strip."""
+    across: int
+    blocks: int
+    """Of channels."""
+    strips: int
+
+
+def rolling_cut(n: int, channels: int, extent: tuple[int, int], rows_first: bool) -> Cut:
+    """The cut for n samples; extent is (columns, rows) to go through."""
     columns, rows = extent
-    block_x, block_c = rolling_tile(columns, channels, rows_first=steps[3] < steps[1])
+    block_x, block_c = rolling_tile(columns, channels, rows_first)
     across, blocks = cdiv(columns, block_x), cdiv(channels, block_c)
     strip = rows
     if not INTERPRET:
@@ -159,20 +191,7 @@ def launch_rolling(
         fitting = [r for r in _ROWS if r < 2 * rows] or _ROWS[-1:]
         full = (r for r in fitting if n * across * blocks * cdiv(rows, r) >= _PROGRAMS)
         strip = next(full, fitting[-1])
-    strips = cdiv(rows, strip)
-    kernel[(n * strips * across * blocks,)](
-        *pointers,
-        *scalars,
-        across,
-        strips,
-        blocks,
-        *steps,
-        K=taps.shape[0],
-        ROWS=strip,
-        BLOCK_X=block_x,
-        BLOCK_C=block_c,
-        **meta,
-    )
+    return Cut(block_x, block_c, strip, across, blocks, cdiv(rows, strip))
 
 
 def rolling_tile(columns: int, channels: int, rows_first: bool) -> tuple[int, int]:

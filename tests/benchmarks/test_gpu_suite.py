@@ -207,6 +207,10 @@ def test_byte_minima_by_hand():
     case = kernel_cases.KernelCase("ada_group_norm_silu", (32, 64, 256, 256), "celebahq256")
     assert case.bytes_min("forward") == 3 * image
     assert case.bytes_min("backward") == 5 * image
+    case = kernel_cases.KernelCase("norm_down", (32, 64, 256, 256), "celebahq256")
+    assert case.bytes_min("forward") == 2 * image + 2 * image // 4
+    # Grad of h and x to sum; both grads and x, to write dx.
+    assert case.bytes_min("backward") == (image // 4 + image) + (2 * image // 4 + 2 * image)
     pixels = 32 * 3 * 256 * 256
     case = kernel_cases.KernelCase("q_sample_uint8", (32, 3, 256, 256), "celebahq256", "fp32")
     assert case.bytes_min("forward") == pixels * (1 + 4 + 4)

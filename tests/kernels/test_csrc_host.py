@@ -8,6 +8,7 @@ import inspect
 
 import pytest
 import test_ada_norm
+import test_ada_norm_fir
 import test_bias_act
 import test_op_registration
 import test_posterior
@@ -67,6 +68,7 @@ TestTemplate = suite(test_template)
 TestUpfirdn = suite(test_upfirdn)
 TestBiasAct = suite(test_bias_act)
 TestAdaNorm = suite(test_ada_norm)
+TestAdaNormFir = suite(test_ada_norm_fir)
 TestPosterior = suite(test_posterior)
 TestQSample = suite(test_q_sample)
 TestRegistration = suite(
@@ -205,6 +207,12 @@ def test_errors_are_sentences():
     with pytest.raises(RuntimeError, match=r"^bias_leaky_relu: out must lie in memory as x does"):
         out = torch.empty_like(x, memory_format=torch.channels_last)
         ops.bias_leaky_relu(x, None, 0.2, 1.0, out)
+    with pytest.raises(RuntimeError, match=r"^ada_group_norm_silu_resample: skip must be \[2, 4"):
+        row, statistics = torch.ones(2, 4), torch.empty(2, 2)
+        ops.ada_group_norm_silu_resample(
+            x, row, row, TAPS, 2, [1, 1], [2, 2], [1, 1, 1, 1], 1.0, 1e-6, True,
+            torch.empty(2, 1, 4, 2), statistics, statistics.clone(), torch.empty(2, 4, 3, 3), x,
+        )
     with pytest.raises(RuntimeError, match=r"^sample_posterior: t is 3 at sample 1, and"):
         t, tables = torch.tensor([0, 3]), torch.rand(3, 3)
         sample_posterior(x, x, t, tables, seed=torch.tensor([1]))
@@ -216,5 +224,7 @@ def test_the_library_has_every_op(loops):
              if n.startswith("ddgan_fast_c::")}
     from ddgan_fast.kernels import _library
 
-    assert names == {*_library.op_names, "philox"}
+    # Its adapter calls the library's ops for the filter and for the norm in turn.
+    composed = {"ada_group_norm_silu_resample_backward"}
+    assert names == {*_library.op_names, "philox"} - composed
     assert set(cuda_library.description(loops)) == {"cuda", "archs"}

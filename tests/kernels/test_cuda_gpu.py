@@ -7,6 +7,7 @@ from kernel_helpers import DTYPES, assert_as_good_as_plain, laid_out, randn
 
 from ddgan_fast.kernels import (
     ada_group_norm_silu,
+    ada_group_norm_silu_resample,
     backend_report,
     bias_leaky_relu,
     bias_leaky_relu_down,
@@ -49,7 +50,14 @@ OPS = {
     "act down, odd taps": lambda x, r: bias_leaky_relu_down(x, r, ODD.to(x)),
     "norm": lambda x, r: ada_group_norm_silu(x, r + 1, r, x.shape[1] // 4),
     "norm, linear": lambda x, r: ada_group_norm_silu(x, r + 1, r, 2, silu=False),
+    "norm up": lambda x, r: resampled(x, r, "up")[0],
+    "norm down": lambda x, r: torch.cat(resampled(x, r, "down")),
 }
+
+
+def resampled(x, r, way):
+    groups = x.shape[1] // 4
+    return ada_group_norm_silu_resample(x, r + 1, r, groups, TAPS.to(x), resample=way)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -88,7 +96,7 @@ def test_forward_and_derivatives(name, dtype, layout, size):
 
 
 @pytest.mark.parametrize("size", [(4, 256, 64, 64), (2, 128, 128, 128), (1, 64, 256, 256)], ids=str)
-@pytest.mark.parametrize("name", ["up", "down", "act down", "norm"])
+@pytest.mark.parametrize("name", ["up", "down", "act down", "norm", "norm up", "norm down"])
 def test_real_shapes_in_bfloat16(name, size):
     x = laid_out(randn(*size), "channels_last").to("cuda", torch.bfloat16)
     row = randn(*size[:2], seed=1).to("cuda")
@@ -142,7 +150,7 @@ def test_philox_integers_are_the_same_bits():
     assert (normals.cpu().flatten(1) - want).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["norm", "act down", "up"])
+@pytest.mark.parametrize("name", ["norm", "norm up", "norm down", "act down", "up"])
 def test_repeats_bit_for_bit(name):
     x = laid_out(randn(8, 64, 64, 64), "channels_last").to("cuda", torch.bfloat16)
     row = randn(8, 64, seed=1).to("cuda", torch.bfloat16)

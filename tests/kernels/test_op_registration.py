@@ -17,6 +17,7 @@ import ddgan_fast.kernels.template.op  # registered for its tests only
 from ddgan_fast.kernels import (
     _library,
     ada_group_norm_silu,
+    ada_group_norm_silu_resample,
     bias_leaky_relu,
     bias_leaky_relu_down,
     q_sample_pair,
@@ -94,6 +95,24 @@ def ada_backward_samples(layout):
     yield leaf(layout, *x.shape, seed=5), x, scale, shift, mean, rstd, *rest
 
 
+def ada_resample_samples(layout):
+    vectors = leaf(layout, 2, 4, seed=1), leaf(layout, 2, 4, seed=2)
+    x, odd = leaf(layout, 2, 4, 6, 5), torch.tensor([0.1, 0.2, 0.4, 0.2, 0.1])
+    for taps, up, both in ((TAPS, True, True), (TAPS, False, True), (odd, False, False)):
+        yield x, *vectors, taps, 2, up, both, 1e-6, both
+    # One pixel lies alike in every memory order, but for its strides.
+    yield leaf(layout, 2, 4, 2, 2), *vectors, TAPS, 2, False, True, 1e-6, True
+
+
+def ada_resample_backward_samples(layout):
+    for x, scale, shift, taps, groups, up, both, eps, silu in ada_resample_samples(layout):
+        detached = (v.detach() for v in (x, scale, shift))
+        op = torch.ops.ddgan_fast.ada_group_norm_silu_resample
+        h, _, mean, rstd = op(*detached, taps, groups, up, both, eps, silu)
+        grads = (leaf("nchw" if silu else layout, *h.shape, seed=i) for i in (5, 6))
+        yield *grads, x, scale, shift, taps, mean, rstd, groups, up, eps, silu
+
+
 def posterior_samples(layout):
     x0, x_next = leaf(layout, 2, 3, 4, 5), leaf(layout, 2, 3, 4, 5, seed=1)
     yield x0, x_next, T, TABLES_3, leaf(layout, 2, 3, 4, 5, seed=2).detach(), None, None
@@ -120,6 +139,8 @@ SAMPLES = {
     "bias_leaky_relu_down_tangent": down_tangent_samples,
     "ada_group_norm_silu": ada_samples,
     "ada_group_norm_silu_backward": ada_backward_samples,
+    "ada_group_norm_silu_resample": ada_resample_samples,
+    "ada_group_norm_silu_resample_backward": ada_resample_backward_samples,
     "sample_posterior": posterior_samples,
     "q_sample_pair": q_sample_samples,
 }
@@ -138,7 +159,7 @@ def test_opcheck(name, layout):
 def test_the_fake_promises_the_real_strides(name):
     """Also for inputs in no particular order, and in half precision, which opcheck never sees."""
     op = getattr(torch.ops.ddgan_fast, name).default
-    for layout in ("sliced", "transposed", "expanded"):
+    for layout in ("channels_last", "sliced", "transposed", "expanded"):
         for arguments in SAMPLES[name](layout):
             for dtype in (torch.float32, torch.bfloat16, torch.float64):
                 cast = [cast_to(a, dtype) for a in arguments]
@@ -167,9 +188,17 @@ PUBLIC = {
     "bias_leaky_relu": lambda x: bias_leaky_relu(x, x[:, :, 0, 0], 0.2, 1.4),
     "bias_leaky_relu_down": lambda x: bias_leaky_relu_down(x, x[0, :, 0, 0], TAPS.to(x.dtype)),
     "ada_group_norm_silu": lambda x: ada_group_norm_silu(x, x[:, :, 0, 0], x[:, :, 1, 1], 2),
+    "ada_group_norm_silu_resample": lambda x: sum(
+        ada_group_norm_silu_resample(
+            x, x[:, :, 0, 0], x[:, :, 1, 1], 2, TAPS.to(x.dtype), resample="down"
+        )
+    ),
     "sample_posterior": lambda x: sample_posterior(x.sin(), x, T, TABLES_3, seed=SEED),
     "q_sample_pair": lambda x: sum(q_sample_pair(x, T, TABLES_4, seed=SEED, index=INDEX)),
 }
+
+TWICE = [name for name in PUBLIC if name not in ("sample_posterior", "q_sample_pair")]
+"""Ops that R1 may go through."""
 
 
 def test_every_public_op_is_tested_here():
@@ -215,9 +244,7 @@ def test_compiles_for_any_size(name, dynamo):
     assert len(counts) == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["upfirdn2d", "bias_leaky_relu", "bias_leaky_relu_down", "ada_group_norm_silu"]
-)
+@pytest.mark.parametrize("name", TWICE)
 def test_gradient_penalty_in_one_graph(name, dynamo):
     """R1 of the op inside the compiled region; the leaf is made outside."""
     x = randn(2, 4, 6, 6)
@@ -258,9 +285,7 @@ def test_forward_mode_by_function_transforms_is_refused_or_right(name):
     torch.testing.assert_close(got, torch.autograd.functional.jvp(PUBLIC[name], x, v)[1])
 
 
-@pytest.mark.parametrize(
-    "name", ["upfirdn2d", "bias_leaky_relu", "bias_leaky_relu_down", "ada_group_norm_silu"]
-)
+@pytest.mark.parametrize("name", TWICE)
 def test_forward_mode_through_backward_is_refused_or_right(name):
     x = randn(2, 4, 6, 5).requires_grad_()
     y = PUBLIC[name](x)

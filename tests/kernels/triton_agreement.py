@@ -7,6 +7,7 @@ from kernel_helpers import FLOOR, assert_as_good_as_plain, laid_out, randn
 from test_op_registration import SAMPLES
 
 from ddgan_fast.kernels import (
+    ada_group_norm_silu_resample,
     bias_leaky_relu_down,
     q_sample_pair,
     sample_posterior,
@@ -38,7 +39,8 @@ def derivatives(op, arguments):
     if not outputs:
         return everything
     # Statistics beside the result take no part in the derivative.
-    outputs = outputs[: 3 if "backward" in str(op) else 2 if "pair" in str(op) else 1]
+    several = {"backward": 3, "pair": 2, "resample": 2}
+    outputs = outputs[: next((n for part, n in several.items() if part in str(op)), 1)]
     given = [cotangent(y, 11 + i).requires_grad_() for i, y in enumerate(outputs)]
     first = torch.autograd.grad(outputs, inputs, given, create_graph=True, allow_unused=True)
     first = [g for g in first if g is not None]
@@ -119,6 +121,7 @@ def check_borders(device):
     for width in range(2, 9):
         x = laid_out(randn(1, 2, 4, width, dtype=torch.float32), "channels_last").to(device)
         bias = torch.tensor([3.0, -3.0], device=device)
+        affine = bias[None], 1 - bias[None]
         both = {}
         for backend in ("torch", "triton"):
             with use_backend(backend):
@@ -126,6 +129,8 @@ def check_borders(device):
                     bias_leaky_relu_down(x, bias, taps),
                     upfirdn2d(x, taps, padding=(2, 1)),
                     upfirdn2d(x, taps, up=2, padding=(width % 3 - 1, 3)),
+                    *ada_group_norm_silu_resample(x, *affine, 1, taps, resample="up"),
+                    *ada_group_norm_silu_resample(x, *affine, 2, taps, resample="down"),
                 )
         for got, want in zip(both["triton"], both["torch"], strict=True):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
@@ -145,6 +150,14 @@ def check_larger(device, dtype):
                 "same": lambda: ops.upfirdn2d(x, taps, [1, 1], [1, 1], [2] * 4, False, 1.0),  # noqa: B023
                 "act": lambda: ops.bias_leaky_relu(x, vector, 0.2, 1.0),  # noqa: B023
                 "act down": lambda: ops.bias_leaky_relu_down(x, vector, taps, 0.2),  # noqa: B023
+                "norm up": lambda: ops.ada_group_norm_silu_resample(
+                    x, vector, vector, taps, 8, True, False, 1e-6, True  # noqa: B023
+                )[0],
+                "norm down": lambda: torch.cat(
+                    ops.ada_group_norm_silu_resample(
+                        x, vector, vector, taps, 8, False, True, 1e-6, True  # noqa: B023
+                    )[:2]
+                ),
                 "norm": lambda: ops.ada_group_norm_silu(x, vector, vector, 8, 1e-6, True)[0],  # noqa: B023
             }
             for name, call in calls.items():

@@ -140,6 +140,7 @@ def empty(*shape, dtype=torch.bfloat16, order=torch.channels_last):
 def cases(order):
     """One call per kernel at the shapes of a 256 x 256 model, bfloat16; an op's main one first."""
     from ddgan_fast.kernels.ada_norm import triton_impl as ada
+    from ddgan_fast.kernels.ada_norm_fir import triton_impl as ada_fir
     from ddgan_fast.kernels.bias_act import triton_impl as act
     from ddgan_fast.kernels.posterior import triton_impl as posterior
     from ddgan_fast.kernels.q_sample import triton_impl as q_sample
@@ -152,6 +153,7 @@ def cases(order):
     big, small = image(256, 128), image(256, 64)
     taps, bias = empty(4, dtype=torch.float32), empty(32, 256)
     x, vector = image(64, 256), empty(32, 64)
+    quarter = image(64, 128)
     statistics = empty(32, 16, dtype=torch.float32)
     t, seed = empty(32, dtype=torch.int64), empty(1, dtype=torch.int64)
     flip = empty(32, dtype=torch.bool)
@@ -159,6 +161,12 @@ def cases(order):
     table = empty(5, 4, dtype=torch.float32)
     images = torch.empty((32, 256, 256, 3), dtype=torch.uint8, device="meta")
     one = [1, 1]
+
+    def resampled(up, both):
+        return ada_fir.ada_group_norm_silu_resample(
+            x, vector, vector, taps, 16, up, both, 1e-6, True
+        )
+
     return {
         "identity": lambda: template.identity(big),
         "upfirdn2d down": lambda: fir.upfirdn2d(big, taps, one, [2, 2], [1] * 4, False, 1.0),
@@ -178,6 +186,14 @@ def cases(order):
         "ada_group_norm_silu_backward": lambda: ada.ada_group_norm_silu_backward(
             x, x, vector, vector, statistics, statistics, 16, 1e-6, True
         ),
+        "ada_group_norm_silu_resample down": lambda: resampled(False, True),
+        "ada_group_norm_silu_resample_backward": lambda: (
+            ada_fir.ada_group_norm_silu_resample_backward(
+                quarter, quarter, x, vector, vector, taps, statistics, statistics, 16, False,
+                1e-6, True,
+            )
+        ),
+        "ada_group_norm_silu_resample up": lambda: resampled(True, False),
         "sample_posterior": lambda: posterior.sample_posterior(
             pixels, pixels, t, table[:, :3], None, seed, t
         ),
@@ -190,6 +206,7 @@ def cases(order):
 def edges():
     """Calls whose sizes of 1, which Triton compiles in, or whose dtypes need care."""
     from ddgan_fast.kernels.ada_norm import triton_impl as ada
+    from ddgan_fast.kernels.ada_norm_fir import triton_impl as ada_fir
     from ddgan_fast.kernels.bias_act import triton_impl as act
     from ddgan_fast.kernels.posterior import triton_impl as posterior
     from ddgan_fast.kernels.q_sample import triton_impl as q_sample
@@ -217,6 +234,14 @@ def edges():
     yield lambda: ada.ada_group_norm_silu_backward(
         wide, wide, vector, vector, statistics, statistics, 8, 1e-6, True
     )
+    for up in (True, False):
+        for k in (1, 4, 5):
+            for given in ((pixel if up else e(1, 1, 2, 2), one, one, e(k), 1), (
+                wide, vector, vector, e(k), 8
+            )):
+                yield lambda given=given, up=up: ada_fir.ada_group_norm_silu_resample(
+                    *given, up, not up, 1e-6, True
+                )
     points = e(512, 2)
     yield lambda: posterior.sample_posterior(
         points, points, i(512), e(8, 3), None, i(1), None

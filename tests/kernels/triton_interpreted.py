@@ -4,7 +4,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from kernel_helpers import DTYPES
+from kernel_helpers import DTYPES, laid_out, randn
 from triton_agreement import (
     SAMPLE_LAYOUTS,
     check_borders,
@@ -16,10 +16,12 @@ from triton_agreement import (
 from ddgan_fast.kernels import (
     _library,
     ada_group_norm_silu,
+    ada_group_norm_silu_resample,
     backend_report,
     bias_leaky_relu,
     philox,
     triton_philox,
+    triton_support,
     upfirdn2d,
     use_backend,
 )
@@ -50,6 +52,43 @@ def test_borders_agree_with_torch():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_larger_tensors_agree_with_torch(dtype):
     check_larger("cpu", dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "way"),
+    [
+        ((1, 64, 10, 36), "channels_last", "down"),
+        ((1, 12, 13, 9), "nchw", "down"),
+        ((1, 12, 13, 9), "nchw", "up"),
+    ],
+    ids=str,
+)
+def test_norm_and_resampling_cut_as_on_a_gpu(shape, layout, way, monkeypatch):
+    """Into strips, blocks and chunks, where the interpreter takes all at once."""
+    from ddgan_fast.kernels.ada_norm import triton_impl as ada_norm
+    from ddgan_fast.kernels.upfirdn import triton_impl as upfirdn
+
+    for module in (ada_norm, upfirdn):
+        monkeypatch.setattr(module, "INTERPRET", False)
+    monkeypatch.setattr(triton_support, "_INTERPRETER_BLOCK", 1024)
+    cut = upfirdn.rolling_cut(1, 64, (21, 10), rows_first=False)
+    assert (cut.across, cut.strips) == (2, 3)
+    taps = torch.tensor([0.1, 0.2, 0.3, 0.4])
+
+    def run():
+        vectors = (randn(*shape[:2], seed=i, dtype=torch.float32) for i in (1, 2))
+        leaves = [laid_out(randn(*shape, dtype=torch.float32), layout), *vectors]
+        leaves = [v.requires_grad_() for v in leaves]
+        outputs = ada_group_norm_silu_resample(*leaves, 4, taps, resample=way)
+        grads = [randn(*y.shape, seed=5 + i, dtype=torch.float32) for i, y in enumerate(outputs)]
+        return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
+
+    with use_backend("triton"):
+        got = run()
+    with use_backend("torch"):
+        want = run()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 
 
 def test_every_op_has_a_triton_kernel_that_is_usable_here():

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import pickle
 import tarfile
 import zipfile
@@ -73,6 +74,22 @@ def npy(array):
     stream = io.BytesIO()
     np.save(stream, array)
     return stream.getvalue()
+
+
+def write_parquet(path, files, labels=None, rows=8, names=None, plain=False):
+    """Row groups of eight; with the class names as the hub's library writes them."""
+    reason = "needs the package pyarrow"
+    arrow = pytest.importorskip("pyarrow", reason=reason)
+    parquet = pytest.importorskip("pyarrow.parquet", reason=reason)
+    images = files if plain else [{"bytes": data, "path": None} for data in files]
+    table = arrow.table({"image": images} | ({} if labels is None else {"label": labels}))
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        text = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": text})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path, row_group_size=rows)
+    return path
 
 
 def cifar_batches(images, labels, per_batch):

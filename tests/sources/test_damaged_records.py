@@ -81,7 +81,8 @@ def test_train_from_a_zip_by_the_command(tmp_path, capsys):
     members = [(name, png(x)) for name, x in zip(names, pictures(6, 8), strict=True)]
     path = write_zip(tmp_path / "set.zip", [*members, ("dataset.json", json.dumps(table))])
     options = f"""train digits --data.source auto --data {path} --run.dir {tmp_path / "run"}
-        --model.num_channels 3 --model.num_channels_dae 16 --discriminator.ngf 16 --run.steps 2 --run.sample_every 0 --run.batch_size 4 --device cpu
+        --model.num_channels 3 --model.num_channels_dae 16 --discriminator.ngf 16
+        --run.steps 2 --run.sample_every 0 --run.batch_size 4 --device cpu
         --run.tensorboard false"""
     assert main(options.split()) == 0
     assert f"zip {path}: 6 images 8x8x3" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from makers import (
     write_folder,
     write_idx,
     write_lmdb,
+    write_parquet,
     write_tars,
     zip_of,
 )
@@ -47,6 +48,11 @@ def make(kind, root):
     if kind == "npy tar":
         members = [(f"{i:06}.npy", npy(x)) for i, x in enumerate(IMAGES)]
         return write_tars(root / "shards", [members])
+    if kind == "parquet":
+        write_parquet(root / "hub" / "data" / "train-00000-of-00002.parquet", encoded[:11])
+        return write_parquet(root / "hub/data/train-00001-of-00002.parquet", encoded[11:]).parents[
+            1
+        ]
     if kind == "raw lmdb":
         return write_lmdb(root / "celeba" / "train.lmdb", [x.tobytes() for x in IMAGES]).parent
     if kind == "encoded lmdb":
@@ -70,6 +76,7 @@ KINDS = {
     "deflated zip": "zip",
     "tar": "tar",
     "npy tar": "tar",
+    "parquet": "parquet",
     "raw lmdb": "lmdb",
     "encoded lmdb": "lmdb",
     "lsun": "lmdb",

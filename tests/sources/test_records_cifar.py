@@ -51,8 +51,10 @@ def test_splits_and_places(tmp_path, files, unchanged):
     archive = tmp_path / "other" / "cifar-10-binary.tar.gz"
     archive.parent.mkdir()
     archive.write_bytes(gzip.compress(tar_bytes([(f"x/{n}", d) for n, d in files.items()])))
+    renamed = tmp_path / "cifar10-mine.tgz"
+    renamed.write_bytes(archive.read_bytes())
     unchanged()
-    for path in (folder, tmp_path, archive, archive.parent):
+    for path in (folder, tmp_path, archive, archive.parent, renamed):
         records = open_records(path)
         assert records.kind == "cifar10" and len(records.class_names) == 10 and records.flips
         np.testing.assert_array_equal(records.pixels(), IMAGES[:20])

@@ -3,6 +3,7 @@
 import gzip
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -130,8 +131,13 @@ def test_damaged_files(tmp_path, fault):
 def test_a_bomb_unpacks_to_no_more_than_it_claims(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(GOOD + bytes(1 << 26)))
-    with pytest.raises(ValueError, match="but has more: copy it again"):
-        read_idx(path, 3)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="but has more: copy it again"):
+            read_idx(path, 3)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
 
 
 def test_mistakes(tmp_path):

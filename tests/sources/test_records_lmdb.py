@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from makers import pictures, png, write_lmdb
 
+from ddgan_fast.data import records_lmdb
 from ddgan_fast.data.open import open_records
 from ddgan_fast.data.records import decode
 from ddgan_fast.data.records_lmdb import LmdbRecords
@@ -203,3 +204,29 @@ def test_a_database_in_one_file(tmp_path):
     folder.rmdir()
     np.testing.assert_array_equal(decoded(open_records(tmp_path)), IMAGES)
     np.testing.assert_array_equal(decoded(open_records(tmp_path / "train.lmdb")), IMAGES)
+
+
+def test_keys_are_read_once(tmp_path, monkeypatch, cache_home):
+    scans, keys_of = [], records_lmdb.keys_of
+    monkeypatch.setattr(
+        records_lmdb, "keys_of", lambda path, status: scans.append(path) or keys_of(path, status)
+    )
+    path = write_lmdb(tmp_path / "train.lmdb", raw(IMAGES))
+    first, second = LmdbRecords(path), LmdbRecords(tmp_path)
+    assert scans == [path] and first.fingerprint == second.fingerprint
+    np.testing.assert_array_equal(decoded(second), IMAGES)
+    shutil.rmtree(path)
+    write_lmdb(path, raw(IMAGES[::-1][:19]))
+    np.testing.assert_array_equal(decoded(LmdbRecords(path)), IMAGES[::-1][:19])
+    assert scans == [path, path]
+
+
+def test_large_sets_are_judged_by_a_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(records_lmdb, "_SAMPLE", 3)
+    values = raw(IMAGES)
+    read, value_of = [], records_lmdb.value_of
+    monkeypatch.setattr(
+        records_lmdb, "value_of", lambda *facts: read.append(facts[2]) or value_of(*facts)
+    )
+    records = LmdbRecords(write_lmdb(tmp_path / "train.lmdb", values))
+    assert read == [b"0", b"9", b"19"] and records.side == 32
