@@ -48,18 +48,7 @@ def make_loader(
         RuntimeError: DALI is asked for and cannot be used here.
     """
     device = torch.device(device)
-    for name, value, allowed in (
-        ("data.loader", loader, LOADERS),
-        ("data.cache", cache, CACHES),
-        ("data.dali_device", dali_device, DALI_DEVICES),
-    ):
-        if value not in allowed:
-            raise ValueError(f'{name} is "{value}"; allowed are {", ".join(allowed)}.')
-    if cache == "gpu" and loader not in ("auto", "resident"):
-        raise ValueError(
-            f'data.cache "gpu" keeps the data on the device, where loader "{loader}" has nothing '
-            'to do: set data.loader to "auto".'
-        )
+    _check(loader, cache, dali_device)
     why = ""
     if loader == "auto":
         loader, why = _choose(dataset, device, cache, dali_device)
@@ -84,6 +73,21 @@ def make_loader(
         note=f"Loader: {note}{why}.",
         timeout=timeout,
     )
+
+
+def _check(loader: str, cache: str, dali_device: str) -> None:
+    for name, value, allowed in (
+        ("data.loader", loader, LOADERS),
+        ("data.cache", cache, CACHES),
+        ("data.dali_device", dali_device, DALI_DEVICES),
+    ):
+        if value not in allowed:
+            raise ValueError(f'{name} is "{value}"; allowed are {", ".join(allowed)}.')
+    if cache == "gpu" and loader not in ("auto", "resident"):
+        raise ValueError(
+            f'data.cache "gpu" keeps the data on the device, where loader "{loader}" has nothing '
+            'to do: set data.loader to "auto".'
+        )
 
 
 def _choose(

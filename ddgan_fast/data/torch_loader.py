@@ -165,7 +165,8 @@ class _Threads:
     """Worker k prepares the steps start + k, start + k + workers, ...; each has its own queue.
 
     So the order of the batches needs no bookkeeping, and an error is met at the step it belongs to.
-    The threads hold no reference to the loader.
+    The threads hold no reference to the loader. Processes would cost more (benchmarks/LOG.md):
+    Pillow decodes without holding the interpreter, and a process has to hand every batch over.
     """
 
     def __init__(
