@@ -179,8 +179,12 @@ class DataConfig:
     """"stream": every record once per n positions; "epoch": drop an epoch's incomplete batch."""
     workers: int = 2
     """Threads that decode images, per rank."""
+    loader: str = "auto"
+    """"ring" (a thread reads), "workers" (threads decode), "dali", "resident" or "auto"."""
+    dali_device: str = "cpu"
+    """Where DALI decodes JPEG: "cpu" (Pillow's pixels) or "mixed" (GPU, some grey levels off)."""
     cache: str = "auto"
-    """"ram": decode once into memory; "none": decode as needed; "auto": ram up to 1 GiB."""
+    """"gpu", "ram" (decode once), "none" (decode as needed), "auto" (gpu or ram up to 1 GiB)."""
     lsun_class: str | None = None
     """LSUN category (church_outdoor, bedroom, ...) where the path holds several."""
     limit: int | None = None

@@ -30,6 +30,9 @@ FILE_SOURCES = (
     "shards",
 )
 SOURCES = ("digits", "gaussians25", "synthetic", *FILE_SOURCES)
+LOADERS = ("auto", "ring", "workers", "dali", "resident")
+CACHES = ("auto", "gpu", "ram", "none")
+DALI_DEVICES = ("cpu", "mixed")
 
 LSUN_SCENES = (
     "bedroom",
@@ -298,7 +301,9 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
         "it must be false for gaussians25, whose points reach from -4 to 4",
     )
     _one_of("data.mode", data.mode, ("stream", "epoch"))
-    _one_of("data.cache", data.cache, ("auto", "ram", "none"))
+    _one_of("data.loader", data.loader, LOADERS)
+    _one_of("data.cache", data.cache, CACHES)
+    _one_of("data.dali_device", data.dali_device, DALI_DEVICES)
     _at_least("data.workers", data.workers, 0)
     _one_of("data.split", data.split, ("train", "validation", "both"))
     if data.lsun_class is not None:

@@ -115,7 +115,7 @@ def test_resident_and_threads_are_equal(monkeypatch, folder):
     dataset, plan = Decoded(FolderRecords(folder), 8, 3, cache="ram"), Plan(11, 0, 4)
     with Loader(dataset, plan) as loader:
         resident = take(loader, 6)
-    monkeypatch.setattr(torch_loader, "fits", lambda dataset: False)
+    monkeypatch.setattr(torch_loader, "fits", lambda *of: False)
     with Loader(dataset, plan) as loader:
         threaded = take(loader, 6)
         assert threads()

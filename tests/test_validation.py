@@ -113,7 +113,7 @@ REFUSED = {
         ({"data.split": "test"}, 'is "test": it must be "train", "validation" or "both".'),
         ({"data.source": "gaussians25"}, "which takes images, but gaussians25 has points."),
         ({"data.mode": "x"}, 'data.mode is "x": it must be "stream" or "epoch".'),
-        ({"data.cache": "gpu"}, 'data.cache is "gpu": it must be "auto", "ram" or "none".'),
+        ({"data.cache": "x"}, 'data.cache is "x": it must be "auto", "gpu", "ram" or "none".'),
         ({"data.workers": -1}, "data.workers is -1: it must be at least 0."),
         ({"data.limit": 0}, "data.limit is 0: it must be at least 1."),
         ({"data.lsun_class": "church"}, 'it must be "bedroom", "bridge", "church_outdoor",'),

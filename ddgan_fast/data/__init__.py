@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ddgan_fast.data.dataset import Dataset
@@ -25,6 +26,8 @@ def build_dataset(cfg: Config) -> Dataset:
     from ddgan_fast.validation import FILE_SOURCES
 
     data, model = cfg.data, cfg.model
+    if data.cache == "gpu":  # the loader fetches the records straight to the device
+        data = replace(data, cache="none")
     from_files = data.source in FILE_SOURCES and data.path is not None
     if from_files and (data.source == "shards" or shards.is_shards(str(data.path))):
         return shards.open_shards(
