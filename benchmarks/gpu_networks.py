@@ -63,7 +63,8 @@ def _usable(child: Child) -> list[str]:
     return [n for n in names if any(r["backend"] == n and r["usable"] for r in rows)]
 
 
-def _preset(child: Child, name: str) -> str:
+def tiny_preset(child: Child, name: str) -> str:
+    """The preset, or the file of a toy one."""
     if not child.tiny:
         return name
     path = child.work / "tiny.yaml"
@@ -76,7 +77,7 @@ def _rounds(child: Child, batch: int) -> int:
 
 
 def _step(child: Child, preset: str, batch: int) -> None:
-    options = Options(_preset(child, preset), batch, torch.device(child.device), "reference")
+    options = Options(tiny_preset(child, preset), batch, torch.device(child.device), "reference")
     with contextlib.ExitStack() as stack:
         case = step.build(options, stack)
         flops = _flops(child, options.preset, batch)
@@ -127,7 +128,7 @@ def _peak(provider: Provider, device: torch.device) -> float | None:
 
 def _sample(child: Child, preset: str, count: int) -> None:
     device = torch.device(child.device)
-    options = Options(_preset(child, preset), count, device, "reference")
+    options = Options(tiny_preset(child, preset), count, device, "reference")
     with contextlib.ExitStack() as stack:
         case = sample.build(options, stack)
         ours, *others = case.providers
@@ -173,7 +174,7 @@ def _ablation(child: Child, chain: str) -> None:
     """Variants of the step side by side; every chain holds the best one of plain torch."""
     device = torch.device(child.device)
     batch = 4 if child.tiny else 32
-    preset = _preset(child, "celebahq256")
+    preset = tiny_preset(child, "celebahq256")
     options = Options(preset, batch, device, "reference")
     best = ("bf16", True, "torch")
     variants = {"bf16 channels_last, torch": best}

@@ -247,6 +247,12 @@ def _network_parts(part: str) -> Callable[[Child], list[Unit]]:
     return find
 
 
+def _loader(child: Child) -> list[Unit]:
+    from . import gpu_loader
+
+    return gpu_loader.units(child)
+
+
 _PARTS: dict[str, Callable[[Child], Any]] = {
     "env": _environment,
     "build": _build,
@@ -254,4 +260,5 @@ _PARTS: dict[str, Callable[[Child], Any]] = {
     "sanitizer": _sanitizer,
     "kernels": _kernels,
     **{part: _network_parts(part) for part in ("step", "sample", "ablation", "train")},
+    "loader": _loader,
 }

@@ -37,6 +37,7 @@ LIMITS = {
     "sample": 80,
     "ablation": 150,
     "train": 120,
+    "loader": 90,
 }
 """Parts, the most valuable first, and the seconds that each may take."""
 

@@ -167,20 +167,26 @@ class OptimConfig:
 class DataConfig:
     """Where the training data comes from."""
 
-    source: str = "folder"
-    """"digits", "gaussians25", "folder" or "synthetic"."""
+    source: str = "auto"
+    """"auto" (what lies at the path), one kind of it, "digits", "gaussians25" or "synthetic"."""
     path: str | None = None
     """The data on disk (set by --data)."""
+    split: str = "train"
+    """Part of lmdb, cifar10 and idx sets: "train", "validation" (val, test, t10k) or "both"."""
     flip: bool = True
     """Mirror half of the images left to right."""
     mode: str = "stream"
     """"stream": every record once per n positions; "epoch": drop an epoch's incomplete batch."""
     workers: int = 2
     """Threads that decode images, per rank."""
+    loader: str = "auto"
+    """"ring" (a thread reads), "workers" (threads decode), "dali", "resident" or "auto"."""
+    dali_device: str = "cpu"
+    """Where DALI decodes JPEG: "cpu" (Pillow's pixels) or "mixed" (GPU, some grey levels off)."""
     cache: str = "auto"
-    """"ram": decode once into memory; "none": decode as needed; "auto": ram up to 1 GiB."""
+    """"gpu", "ram" (decode once), "none" (decode as needed), "auto" (gpu or ram up to 1 GiB)."""
     lsun_class: str | None = None
-    """LSUN category (church_outdoor, bedroom, ...)."""
+    """LSUN category (church_outdoor, bedroom, ...) where the path holds several."""
     limit: int | None = None
     """Use only the first so many records."""
     allow_change: bool = False

@@ -17,6 +17,23 @@ if TYPE_CHECKING:
         RunConfig,
     )
 
+FILE_SOURCES = (
+    "auto",
+    "folder",
+    "zip",
+    "tar",
+    "parquet",
+    "lmdb",
+    "cifar10",
+    "idx",
+    "stacked_mnist",
+    "shards",
+)
+SOURCES = ("digits", "gaussians25", "synthetic", *FILE_SOURCES)
+LOADERS = ("auto", "ring", "workers", "dali", "resident")
+CACHES = ("auto", "gpu", "ram", "none")
+DALI_DEVICES = ("cpu", "mixed")
+
 LSUN_SCENES = (
     "bedroom",
     "bridge",
@@ -267,7 +284,7 @@ def _optim(optim: OptimConfig) -> None:
 
 
 def _data(data: DataConfig, model: ModelConfig) -> None:
-    _one_of("data.source", data.source, ("digits", "gaussians25", "folder", "synthetic"))
+    _one_of("data.source", data.source, SOURCES)
     points = model.kind == "mlp"
     _require(
         (data.source == "gaussians25") == points,
@@ -284,8 +301,11 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
         "it must be false for gaussians25, whose points reach from -4 to 4",
     )
     _one_of("data.mode", data.mode, ("stream", "epoch"))
-    _one_of("data.cache", data.cache, ("auto", "ram", "none"))
+    _one_of("data.loader", data.loader, LOADERS)
+    _one_of("data.cache", data.cache, CACHES)
+    _one_of("data.dali_device", data.dali_device, DALI_DEVICES)
     _at_least("data.workers", data.workers, 0)
+    _one_of("data.split", data.split, ("train", "validation", "both"))
     if data.lsun_class is not None:
         _one_of("data.lsun_class", data.lsun_class, LSUN_SCENES)
     if data.limit is not None:

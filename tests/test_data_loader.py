@@ -13,9 +13,11 @@ from PIL import Image
 
 from ddgan_fast.data import torch_loader
 from ddgan_fast.data.dataset import Dataset
+from ddgan_fast.data.decoded import Decoded
 from ddgan_fast.data.device import to_model_input
 from ddgan_fast.data.plan import Plan
-from ddgan_fast.data.sources import Folder, Synthetic, digits, gaussians25
+from ddgan_fast.data.records_folder import FolderRecords
+from ddgan_fast.data.sources import Synthetic, digits, gaussians25
 from ddgan_fast.data.torch_loader import Loader
 
 
@@ -89,11 +91,13 @@ def test_ranks_and_workers_share_out_the_same_batches(world, workers):
 
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_folder_through_the_loader(folder, cache):
-    dataset, plan = Folder(str(folder), 8, 3, cache=cache), Plan(11, 0, 4)
+    dataset, plan = Decoded(FolderRecords(folder), 8, 3, cache=cache), Plan(11, 0, 4)
     with Loader(dataset, plan) as loader:
         assert bool(threads()) is False
         for batch in take(loader, 8):
-            expected = Folder(str(folder), 8, 3, cache="none").fetch(plan.batch(batch.step)[0])
+            expected = Decoded(FolderRecords(folder), 8, 3, cache="none").fetch(
+                plan.batch(batch.step)[0]
+            )
             np.testing.assert_array_equal(batch.images.numpy(), expected)
         assert len(threads()) == (0 if cache == "ram" else 2)
 
@@ -108,10 +112,10 @@ def test_sets_without_mirror_images_have_no_flips(dataset):
 
 
 def test_resident_and_threads_are_equal(monkeypatch, folder):
-    dataset, plan = Folder(str(folder), 8, 3, cache="ram"), Plan(11, 0, 4)
+    dataset, plan = Decoded(FolderRecords(folder), 8, 3, cache="ram"), Plan(11, 0, 4)
     with Loader(dataset, plan) as loader:
         resident = take(loader, 6)
-    monkeypatch.setattr(torch_loader, "fits", lambda dataset: False)
+    monkeypatch.setattr(torch_loader, "fits", lambda *of: False)
     with Loader(dataset, plan) as loader:
         threaded = take(loader, 6)
         assert threads()
@@ -154,7 +158,7 @@ def test_state_continues_exactly():
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_error_comes_at_its_step_and_names_the_file(folder, workers):
     (folder / "07.png").write_bytes(b"damaged")
-    dataset = Folder(str(folder), 8, 3, cache="none", workers=workers)
+    dataset = Decoded(FolderRecords(folder), 8, 3, cache="none", workers=workers)
     plan = Plan(11, 0, 2)
     first_bad = next(step for step in range(20) if 7 in plan.batch(step)[0])
     assert first_bad > 0
@@ -272,7 +276,7 @@ raise LookupError("training failed")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("resident", [False, True])
 def test_cuda_gets_the_same_bytes(folder, resident):
-    dataset = Folder(str(folder), 8, 3, cache="ram" if resident else "none")
+    dataset = Decoded(FolderRecords(folder), 8, 3, cache="ram" if resident else "none")
     plan = Plan(11, 0, 4)
     with Loader(dataset, plan, "cuda") as loader:
         batches = take(loader, 50)

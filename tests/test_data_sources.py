@@ -10,13 +10,20 @@ from PIL import Image
 
 from ddgan_fast.config import Config
 from ddgan_fast.data import build_dataset
+from ddgan_fast.data.decoded import Decoded
 from ddgan_fast.data.images import decode_image
-from ddgan_fast.data.sources import Folder, Synthetic, digits, gaussians25, list_images
+from ddgan_fast.data.open import open_records
+from ddgan_fast.data.records_folder import list_images
+from ddgan_fast.data.sources import Synthetic, digits, gaussians25
 
 
 def photo(height, width, seed=0):
     """Pixels that no other seed has."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def opened(path, size, channels, *, limit=None, **options):
+    return Decoded(open_records(path, "folder", limit=limit), size, channels, **options)
 
 
 def config(source, path=None, size=8, channels=3, **data):
@@ -122,8 +129,8 @@ def test_synthetic():
 
 
 def test_folder_order_labels_and_pixels(folder):
-    ds = Folder(str(folder), 8, 3)
-    assert ds.names == ["a/1.JPG", "a/2.png", "b.png"]
+    ds = opened(folder, 8, 3)
+    assert ds.records.names == ["a/1.JPG", "a/2.png", "b.png"]
     assert ds.labels is None and ds.flips and len(ds) == 3
     images = ds.fetch(np.array([2, 0]))
     assert images.shape == (2, 8, 8, 3) and images.dtype == np.uint8
@@ -136,50 +143,50 @@ def test_folder_classes(folder):
     os.remove(folder / "b.png")
     (folder / "c" / "deep").mkdir(parents=True)
     Image.fromarray(photo(16, 16)).save(folder / "c" / "deep" / "0.webp")
-    ds = Folder(str(folder), 8, 3)
-    assert ds.class_names == ["a", "c"] and ds.labels.tolist() == [0, 0, 1]
+    ds = opened(folder, 8, 3)
+    assert ds.records.class_names == ("a", "c") and ds.labels.tolist() == [0, 0, 1]
     assert ds.labels.dtype == np.int64 and "2 classes" in ds.describe()
 
 
 def test_cached_and_uncached_are_equal(folder):
-    kept, lazy = (Folder(str(folder), 8, 1, cache=cache) for cache in ("ram", "none"))
+    kept, lazy = (opened(folder, 8, 1, cache=cache) for cache in ("ram", "none"))
     assert kept.array is not None and lazy.array is None
     np.testing.assert_array_equal(kept.fetch(np.arange(3)), lazy.fetch(np.arange(3)))
     assert kept.digest == lazy.digest
 
 
 def test_auto_cache_stops_at_its_limit(folder, monkeypatch):
-    monkeypatch.setattr("ddgan_fast.data.sources._AUTO_CACHE_BYTES", 3 * 8 * 8 * 3)
-    assert Folder(str(folder), 8, 3).array is not None
-    assert Folder(str(folder), 9, 3).array is None
+    monkeypatch.setattr("ddgan_fast.data.decoded._AUTO_CACHE_BYTES", 3 * 8 * 8 * 3)
+    assert opened(folder, 8, 3).array is not None
+    assert opened(folder, 9, 3).array is None
 
 
 def test_many_files_land_in_their_places(tmp_path):
     for i in range(70):
         Image.new("L", (8, 8), i).save(tmp_path / f"{i:03}.png")
-    ds = Folder(str(tmp_path), 8, 1, workers=3)
+    ds = opened(tmp_path, 8, 1, workers=3)
     np.testing.assert_array_equal(ds.array[:, 0, 0, 0], np.arange(70))
-    assert len(Folder(str(tmp_path), 8, 1, limit=5)) == 5
+    assert len(opened(tmp_path, 8, 1, limit=5)) == 5
 
 
 def test_digest_sees_names_sizes_and_transform_only(folder, tmp_path_factory):
-    digest = Folder(str(folder), 8, 3).digest
+    digest = opened(folder, 8, 3).digest
     copy = tmp_path_factory.mktemp("copy")
     for name, _ in list_images(folder):
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_bytes((folder / name).read_bytes())
-    assert Folder(str(copy), 8, 3).digest == digest
+    assert opened(copy, 8, 3).digest == digest
     os.utime(copy / "b.png", (0, 0))
-    assert Folder(str(copy), 8, 3).digest == digest
-    assert Folder(str(copy), 9, 3).digest != digest
-    assert Folder(str(copy), 8, 1).digest != digest
-    assert Folder(str(copy), 8, 3, limit=2).digest != digest
+    assert opened(copy, 8, 3).digest == digest
+    assert opened(copy, 9, 3).digest != digest
+    assert opened(copy, 8, 1).digest != digest
+    assert opened(copy, 8, 3, limit=2).digest != digest
     with open(copy / "b.png", "ab") as file:
         file.write(b"\0")
-    longer = Folder(str(copy), 8, 3).digest
+    longer = opened(copy, 8, 3).digest
     assert longer != digest
     (copy / "b.png").rename(copy / "c.png")
-    assert Folder(str(copy), 8, 3).digest not in (digest, longer)
+    assert opened(copy, 8, 3).digest not in (digest, longer)
 
 
 def test_digests_are_sha256_and_differ():
@@ -237,7 +244,7 @@ def test_unreadable_image_is_named(folder, cache):
     with pytest.raises(
         ValueError, match=r"a/2\.png cannot be used as an image \(.*: replace it or"
     ):
-        Folder(str(folder), 8, 3, cache=cache).fetch(np.arange(3))
+        opened(folder, 8, 3, cache=cache).fetch(np.arange(3))
 
 
 def test_first_of_several_bad_images_is_named(tmp_path):
@@ -247,11 +254,11 @@ def test_first_of_several_bad_images_is_named(tmp_path):
         (tmp_path / f"{i:03}.png").write_bytes(b"bad")
     for _ in range(3):
         with pytest.raises(ValueError, match=r"005\.png"):
-            Folder(str(tmp_path), 8, 3, workers=4)
+            opened(tmp_path, 8, 3, workers=4)
 
 
 def test_verify_lists_all_bad_images(folder):
-    ds = Folder(str(folder), 8, 3, cache="none")
+    ds = opened(folder, 8, 3, cache="none")
     assert ds.verify() == []
     (folder / "b.png").write_bytes(b"<html>")
     (folder / "a" / "1.JPG").unlink()

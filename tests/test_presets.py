@@ -95,7 +95,8 @@ def test_published_defaults(name: str) -> None:
     assert (optim.beta1, optim.beta2, optim.eps) == (0.5, 0.9, 1e-8)
     assert (optim.lr_decay, optim.lr_min, optim.ema_warmup) == ("cosine", 1e-5, False)
     assert c.run.seed == 1024
-    assert c.data.source == "folder" and c.data.flip == (name != "stacked_mnist")
+    stacked = name == "stacked_mnist"
+    assert c.data.source == ("stacked_mnist" if stacked else "auto") and c.data.flip != stacked
 
 
 def test_lsun_takes_any_category() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..config import Config, list_presets, load_config
 from ..tables import print_table
+from ..validation import FILE_SOURCES
 from . import Parser
 
 
@@ -23,9 +24,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _facts(cfg: Config) -> tuple[str, str, str, str, str]:
     model = cfg.model
-    size = f"{model.image_size}x{model.image_size}x{model.num_channels}"
+    source, size = cfg.data.source, f"{model.image_size}x{model.image_size}x{model.num_channels}"
     return (
-        cfg.data.source if cfg.data.source != "folder" else "folder (--data PATH)",
+        f"{source} (--data PATH)" if source in FILE_SOURCES else source,
         "points" if model.kind == "mlp" else size,
         str(model.num_timesteps),
         str(cfg.run.batch_size),

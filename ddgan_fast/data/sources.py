@@ -1,12 +1,8 @@
-"""The sources of training data: digits, 25 Gaussians, noise, and a folder of images."""
+"""The data set that a configuration asks for: digits, 25 Gaussians, noise, or images in files."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +10,10 @@ from PIL import Image
 
 from ddgan_fast.config import DataConfig, ModelConfig
 from ddgan_fast.data.dataset import ArrayDataset, Dataset, array_digest
-from ddgan_fast.data.images import TRANSFORM, decode_image
+from ddgan_fast.data.decoded import Decoded
+from ddgan_fast.data.open import open_records
 from ddgan_fast.data.plan import splitmix64
-
-SOURCES = ("digits", "gaussians25", "folder", "synthetic")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_REFUSED_EXTENSIONS = (".gif", ".avif", ".heic", ".heif", ".jxl")
-_AUTO_CACHE_BYTES = 1 << 30
-_CHUNK = 32  # images a thread decodes per task
+from ddgan_fast.validation import FILE_SOURCES, SOURCES
 
 
 def build(data: DataConfig, model: ModelConfig) -> Dataset:
@@ -29,12 +21,13 @@ def build(data: DataConfig, model: ModelConfig) -> Dataset:
     source = data.source
     if source not in SOURCES:
         raise ValueError(f'data.source is "{source}"; allowed are {", ".join(SOURCES)}.')
-    if source == "folder" and data.path is None:
+    from_files = source in FILE_SOURCES
+    if from_files and data.path is None:
         raise ValueError(f'data.source "{source}" needs the place of the data: give --data PATH.')
-    if source != "folder" and data.path is not None:
+    if not from_files and data.path is not None:
         raise ValueError(
             f'data.source "{source}" reads no files, but data.path is "{data.path}": '
-            "set --data.source folder to train on it, or leave --data out."
+            "set --data.source auto to train on it, or leave --data out."
         )
     if (source == "gaussians25") != (model.kind == "mlp"):
         raise ValueError(
@@ -52,9 +45,15 @@ def build(data: DataConfig, model: ModelConfig) -> Dataset:
         return digits(size, channels, data.limit)
     if source == "synthetic":
         return Synthetic(size, channels, data.limit or 50_000)
-    return Folder(
-        str(data.path), size, channels, limit=data.limit, cache=data.cache, workers=data.workers
+    records = open_records(
+        str(data.path),
+        source,
+        split=data.split,
+        lsun_class=data.lsun_class,
+        limit=data.limit,
+        size=size,
     )
+    return Decoded(records, size, channels, cache=data.cache, workers=data.workers)
 
 
 def digits(size: int = 8, channels: int = 1, limit: int | None = None) -> ArrayDataset:
@@ -139,164 +138,3 @@ class Synthetic(Dataset):
 
     def describe(self) -> str:
         return f"synthetic: {self._n:,} noise images {'x'.join(map(str, self.shape))}"
-
-
-class Folder(Dataset):
-    """All images below a folder, in the order of their relative paths.
-
-    Labels are the names of the first-level sub-folders, where every image lies in one. Hidden
-    files and folders are skipped, links are followed.
-
-    Args:
-        path: The folder.
-        size: Side of the prepared images in pixels.
-        channels: 1, 3 or 4.
-        limit: Use only the first so many images.
-        cache: "ram" decodes everything now and keeps it, "none" decodes as needed, "auto" is
-            "ram" when the decoded images take at most 1 GiB.
-        workers: Threads that decode.
-
-    Raises:
-        FileNotFoundError: If the folder, or the target of a link in it, does not exist.
-        NotADirectoryError: If the path is not a folder.
-        ValueError: If there is no image, or one that cannot be decoded.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        size: int,
-        channels: int,
-        *,
-        limit: int | None = None,
-        cache: str = "auto",
-        workers: int = 2,
-    ) -> None:
-        if cache not in ("auto", "ram", "none"):
-            raise ValueError(f'data.cache is "{cache}"; allowed are "auto", "ram" and "none".')
-        self.root = Path(path).expanduser()
-        files = list_images(self.root)[:limit]
-        self.names = [name for name, _ in files]
-        self.shape = (size, size, channels)
-        self.dtype = np.dtype(np.uint8)
-        self.flips = True
-        self.workers = max(1, workers)
-        self.class_names, self.labels = _classes(self.names)
-        self.digest = _folder_digest(files, self.shape)
-        nbytes = len(files) * size * size * channels
-        if cache == "ram" or (cache == "auto" and nbytes <= _AUTO_CACHE_BYTES):
-            self.array = self._decode_all()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def fetch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        if self.array is not None:
-            return self.array[indices]
-        return np.stack([self._decode(int(i)) for i in indices])
-
-    def describe(self) -> str:
-        classes = f", {len(self.class_names)} classes" if self.class_names else ""
-        kept = ", decoded in memory" if self.array is not None else ""
-        shape = "x".join(map(str, self.shape))
-        return f"folder {self.root}: {len(self):,} images {shape}{classes}{kept}"
-
-    def verify(self) -> list[str]:
-        """Decodes every image and returns a sentence for each one that cannot be used."""
-
-        def check(i: int) -> str | None:
-            try:
-                self._decode(i)
-            except (ValueError, OSError) as error:
-                return str(error)
-            return None
-
-        with ThreadPoolExecutor(self.workers, "ddgan-verify") as pool:
-            return [sentence for sentence in pool.map(check, range(len(self))) if sentence]
-
-    def _decode(self, i: int) -> NDArray[np.uint8]:
-        path = self.root / self.names[i]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise type(error)(
-                f"{path} cannot be read ({error.strerror}): restore it or take it out of the data."
-            ) from error
-        return decode_image(data, str(path), self.shape[0], self.shape[2])
-
-    def _decode_all(self) -> NDArray[np.uint8]:
-        array = np.empty((len(self), *self.shape), np.uint8)
-
-        def chunk(start: int) -> None:
-            for i in range(start, min(start + _CHUNK, len(self))):
-                array[i] = self._decode(i)
-
-        pool = ThreadPoolExecutor(self.workers, "ddgan-decode")
-        try:
-            # In order, so that of several bad images it is always the first that is named.
-            for _ in pool.map(chunk, range(0, len(self), _CHUNK)):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return array
-
-
-def list_images(root: Path) -> list[tuple[str, int]]:
-    """Relative path (with slashes) and size in bytes of every image below ``root``, sorted."""
-    if not root.exists():
-        raise FileNotFoundError(f"data.path {root} does not exist: check the spelling of --data.")
-    if not root.is_dir():
-        raise NotADirectoryError(f"data.path {root} is not a folder: give a folder of images.")
-    found: list[tuple[str, int]] = []
-    try:
-        _walk(str(root), "", (), found)
-    except OSError as error:
-        raise type(error)(
-            f"{error.filename} cannot be read ({error.strerror}): "
-            "repair it or take it out of the data."
-        ) from error
-    if not found:
-        kinds = ", ".join(extension[1:] for extension in EXTENSIONS)
-        raise ValueError(f"data.path {root} holds no images ({kinds}): check --data.")
-    return sorted(found)
-
-
-def _walk(
-    folder: str, prefix: str, above: tuple[tuple[int, int], ...], found: list[tuple[str, int]]
-) -> None:
-    status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # a link back to a folder we are in
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                _walk(entry.path, f"{prefix}{entry.name}/", (*above, here), found)
-                continue
-            extension = os.path.splitext(entry.name)[1].lower()
-            if extension in _REFUSED_EXTENSIONS:
-                raise ValueError(
-                    f"{entry.path} is of a kind that is not read: convert it to png or webp, "
-                    "or take it out of the data."
-                )
-            if extension in EXTENSIONS:
-                found.append((prefix + entry.name, entry.stat().st_size))
-
-
-def _classes(names: list[str]) -> tuple[list[str], NDArray[np.int64] | None]:
-    if not all("/" in name for name in names):
-        return [], None
-    tops = [name.split("/", 1)[0] for name in names]
-    classes = sorted(set(tops))
-    number = {name: i for i, name in enumerate(classes)}
-    return classes, np.array([number[top] for top in tops], np.int64)
-
-
-def _folder_digest(files: list[tuple[str, int]], shape: tuple[Any, ...]) -> str:
-    # Names and sizes, not contents or times: cheap, and the same for a copy on another machine.
-    digest = hashlib.sha256(f"folder {shape} {TRANSFORM}\n".encode())
-    for name, size in files:
-        digest.update(os.fsencode(name) + f"\0{size}\n".encode())
-    return digest.hexdigest()

@@ -1,4 +1,7 @@
-"""The loader: prefetches the batches of a plan in threads and puts them on the device."""
+"""The loader: prefetches the batches of a plan in threads and puts them on the device.
+
+``loading.make_loader`` chooses the kind that suits data and device.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ddgan_fast.data.dataset import Dataset
 from ddgan_fast.data.plan import Plan
 from ddgan_fast.data.resident import Resident, fits
+from ddgan_fast.data.ring import Sent, make_upload
 
 _JOIN_SECONDS = 10.0
 _POLL_SECONDS = 0.2
-_Item = tuple[Tensor, Tensor | None] | BaseException
+KINDS = ("auto", "resident", "ring", "workers")
 
 
 @dataclass
@@ -38,8 +41,9 @@ class Batch:
 class Loader:
     """Endless iterator over a rank's batches, exact from any step.
 
-    Small sets that are held in memory are put on the device and indexed there. Others are fetched
-    by ``dataset.workers`` background threads, each of which prepares whole batches ahead of time.
+    Kind "resident" puts the whole set on the device and indexes it there. The others fetch whole
+    batches ahead of time, "ring" in one background thread, "workers" in ``dataset.workers``; on a
+    GPU each thread sends them through a ring of pinned buffers.
 
     Args:
         dataset: Where the records come from.
@@ -48,6 +52,9 @@ class Loader:
         rank: This process's rank.
         world: Number of ranks.
         start_step: Step of the first batch.
+        kind: As above; "auto" is "resident" for a set that is in memory and small enough, else
+            "workers".
+        note: What to tell the user about this choice.
         timeout: Seconds without a batch after which the data counts as stuck.
 
     Raises:
@@ -64,15 +71,23 @@ class Loader:
         world: int = 1,
         start_step: int = 0,
         *,
+        kind: str = "auto",
+        note: str = "",
         timeout: float = 600.0,
     ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; allowed are {', '.join(KINDS)}.")
         if plan.n != len(dataset):
             raise ValueError(
                 f"The plan deals {plan.n} records, but the data set has {len(dataset)}."
             )
         plan.positions(start_step, rank, world)  # says what is wrong here, not in a thread
         self.wait_seconds = 0.0
-        self._make = (dataset, plan, torch.device(device), rank, world)
+        device = torch.device(device)
+        if kind == "auto":
+            kind = "resident" if fits(dataset, device) else "workers"
+        self.kind, self.note = kind, note
+        self._make = (dataset, plan, device, rank, world)
         self._timeout = timeout
         self._step = start_step
         self._backend: Resident | _Threads | None = None
@@ -131,9 +146,10 @@ class Loader:
         self.close()
 
     def _start(self) -> Resident | _Threads:
-        if fits(self._make[0]):
+        if self.kind == "resident":
             return Resident(*self._make)
-        threads = _Threads(*self._make, self._step, self._timeout)
+        workers = 1 if self.kind == "ring" else max(1, self._make[0].workers)
+        threads = _Threads(*self._make, self._step, self._timeout, workers)
         # A loader that is dropped without close() must not leave its threads behind. Only a flag is
         # set: the garbage collector may call this inside a worker that holds its queue's lock.
         weakref.finalize(self, threads.stopping.set)
@@ -149,7 +165,8 @@ class _Threads:
     """Worker k prepares the steps start + k, start + k + workers, ...; each has its own queue.
 
     So the order of the batches needs no bookkeeping, and an error is met at the step it belongs to.
-    The threads hold no reference to the loader.
+    The threads hold no reference to the loader. Processes would cost more (benchmarks/LOG.md):
+    Pillow decodes without holding the interpreter, and a process has to hand every batch over.
     """
 
     def __init__(
@@ -161,14 +178,17 @@ class _Threads:
         world: int,
         start: int,
         timeout: float,
+        workers: int,
     ) -> None:
-        self._dataset, self._plan, self._device = dataset, plan, device
+        self._dataset, self._plan = dataset, plan
         self._rank, self._world = rank, world
         self._start, self._timeout = start, timeout
         self.stopping = threading.Event()
-        workers = max(1, dataset.workers)
         depth = max(1, 4 // workers)
-        self._queues: list[queue.Queue[_Item]] = [queue.Queue(depth) for _ in range(workers)]
+        self._queues: list[queue.Queue[Sent | BaseException]] = [
+            queue.Queue(depth) for _ in range(workers)
+        ]
+        self._uploads = [make_upload(dataset, device) for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._work, args=(k,), name=f"ddgan-loader-{k}", daemon=True)
             for k in range(workers)
@@ -178,8 +198,9 @@ class _Threads:
 
     def get(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Records and flips of a step; steps must be asked for in order."""
+        worker = (step - self._start) % len(self._queues)
         try:
-            item = self._queues[(step - self._start) % len(self._queues)].get(timeout=self._timeout)
+            item = self._queues[worker].get(timeout=self._timeout)
         except queue.Empty:
             raise RuntimeError(
                 f"No data for step {step} within {self._timeout:g} seconds: "
@@ -187,12 +208,7 @@ class _Threads:
             ) from None
         if isinstance(item, BaseException):
             raise item
-        images, flip = item
-        if self._device.type == "cpu":
-            return images, flip
-        # The memory is pinned and its allocator waits for the copy before it is used again.
-        moved = images.to(self._device, non_blocking=True)
-        return moved, None if flip is None else flip.to(self._device, non_blocking=True)
+        return self._uploads[worker].receive(item)
 
     def stop(self) -> None:
         """Ends the threads."""
@@ -208,7 +224,7 @@ class _Threads:
         step = self._start + worker
         while not self.stopping.is_set():
             try:
-                item: _Item = self._prepare(step)
+                item: Sent | BaseException = self._prepare(worker, step)
             except BaseException as error:
                 item = error
             self._put(self._queues[worker], item)
@@ -216,25 +232,16 @@ class _Threads:
                 return
             step += len(self._queues)
 
-    def _put(self, target: queue.Queue[_Item], item: _Item) -> None:
+    def _put(
+        self, target: queue.Queue[Sent | BaseException], item: Sent | BaseException
+    ) -> None:
         while not self.stopping.is_set():
             try:
                 return target.put(item, timeout=_POLL_SECONDS)
             except queue.Full:
                 pass
 
-    def _prepare(self, step: int) -> tuple[Tensor, Tensor | None]:
-        # numpy does the copying: torch's would wake its thread pool for every batch.
+    def _prepare(self, worker: int, step: int) -> Sent:
         indices, flips = self._plan.batch(step, self._rank, self._world)
-        records = self._dataset.fetch(indices)
-        mask = flips if self._plan.flip and self._dataset.flips else None
-        if self._device.type != "cuda":
-            return torch.from_numpy(records), None if mask is None else torch.from_numpy(mask)
-        return _pinned(records), None if mask is None else _pinned(mask)
-
-
-def _pinned(array: np.ndarray) -> Tensor:
-    source = torch.from_numpy(array)
-    target = torch.empty_like(source, pin_memory=True)
-    np.copyto(target.numpy(), array)
-    return target
+        mirrored = self._plan.flip and self._dataset.flips
+        return self._uploads[worker].send(self._dataset, indices, flips if mirrored else None)

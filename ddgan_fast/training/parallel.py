@@ -112,6 +112,7 @@ def start(device_name: str | None) -> Iterator[Ranks]:
 
     Raises:
         ValueError: no such device on this machine.
+        RuntimeError: another rank has ended, so that a message to it failed.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
@@ -125,5 +126,11 @@ def start(device_name: str | None) -> Iterator[Ranks]:
     try:
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         yield Ranks(dist.get_rank(), world, device, control)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            raise RuntimeError(
+                "another rank ended in the middle of a step: its own message says why."
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()

@@ -14,6 +14,7 @@ import torch
 from ..config import Config, save_yaml, to_dict, validate
 from ..data import Dataset, build_dataset
 from ..data.device import to_model_input
+from ..data.loading import make_loader
 from ..data.plan import Plan
 from ..data.torch_loader import Batch, Loader
 from ..diffusion import Diffusion
@@ -119,10 +120,19 @@ class Run:
             save_yaml(cfg, run_dir / "config.yaml")
         self._introduce(notes)
         self.loader = stack.enter_context(
-            Loader(
-                self.dataset, self.plan, ranks.device, ranks.rank, ranks.world, self.step
+            make_loader(
+                self.dataset,
+                self.plan,
+                ranks.device,
+                ranks.rank,
+                ranks.world,
+                self.step,
+                loader=cfg.data.loader,
+                cache=cfg.data.cache,
+                dali_device=cfg.data.dali_device,
             )
         )
+        self.say(self.loader.note)
         self.guard = FiniteGuard(ranks.device, cfg.run.max_skipped)
         self.stats = DeviceStats(ranks.device)
         self.preview = Preview(self, stack)
