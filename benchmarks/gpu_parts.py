@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _INTERRUPTED_S = 8.0
 """For a program to end by itself after it is interrupted."""
 _SHARE = 0.7
-"""Of the time left, for one file of tests before others."""
+"""Of the time left, for one group of tests before others."""
 
 
 def units(child: Child) -> list[Unit]:
@@ -137,24 +137,27 @@ def _tests(child: Child) -> list[Unit]:
             path for path in sorted(ROOT.glob("tests/**/test_*.py"))
             if re.search(r"mark\.gpu\b", path.read_text())
         ]
-    # The kernels' own tests come first: everything else stands on them.
-    files.sort(key=lambda path: ("kernels" not in path.parts, path.name))
+    # The kernels' own tests come first: everything else stands on them. The rest share one start.
+    own = sorted(path for path in files if "kernels" in path.parts)
+    rest = sorted(set(files) - set(own))
+    groups = [[path] for path in own] + ([rest] if rest else [])
     return [
         (
-            str(path.relative_to(ROOT)),
-            partial(_test_file, child, path, 1.0 if path is files[-1] else _SHARE),
+            str(group[0].relative_to(ROOT)) + (" …" if len(group) > 1 else ""),
+            partial(_test_files, child, group, 1.0 if group is groups[-1] else _SHARE),
         )
-        for path in files
+        for group in groups
     ]
 
 
-def _test_file(child: Child, path: Path, share: float) -> None:
-    report = child.work / f"{path.stem}.xml"
-    command = [sys.executable, "-m", "pytest", str(path), "-q", "--tb=short", "-p",
+def _test_files(child: Child, paths: list[Path], share: float) -> None:
+    first = paths[0].stem
+    report = child.work / f"{first}.xml"
+    command = [sys.executable, "-m", "pytest", *map(str, paths), "-q", "--tb=short", "-p",
                "no:cacheprovider", f"--junitxml={report}", "--durations=5"]
     if not child.tiny:
         command += ["-m", "gpu"]
-    if "triton" in path.stem and importlib.util.find_spec("xdist") and not child.tiny:
+    if "triton" in first and importlib.util.find_spec("xdist") and not child.tiny:
         # Hundreds of kernels to compile, each by one core.
         command += ["-n", "8"]
     code = _run(command, child.out / "pytest.txt", share * child.seconds_left())
@@ -169,7 +172,8 @@ def _test_file(child: Child, path: Path, share: float) -> None:
             found = case.find(kind)
             if found is not None:
                 failing[str(case.get("name"))] = str(found.get("message", ""))[:300]
-    child.row(case="tests", file=path.name, **counts, failing=failing, exit_code=code)
+    names = " ".join(path.name for path in paths)
+    child.row(case="tests", file=names, **counts, failing=failing, exit_code=code)
     if counts["failures"] or counts["errors"]:
         raise RuntimeError(f"{len(failing)} tests fail: {', '.join(failing)[:1000]}")
     if code:

@@ -199,9 +199,17 @@ def test_tests_that_take_too_long_leave_their_results(tmp_path):
     )
     one = dataclasses.replace(child(tmp_path), deadline=time.monotonic() + 10)
     with pytest.raises(RuntimeError, match="ended with code 2 after 1 tests"):
-        gpu_parts._test_file(one, path, 1.0)
+        gpu_parts._test_files(one, [path], 1.0)
     (row,) = (r["row"] for r in read(one.records))
     assert (row["tests"], row["failures"], row["exit_code"]) == (1, 0, 2)
+
+
+def test_files_with_gpu_tests_are_all_found(tmp_path):
+    one = dataclasses.replace(child(tmp_path, "tests"), tiny=False)
+    groups = [unit.args[1] for _, unit in gpu_parts.units(one)]
+    names = [[path.name for path in group] for group in groups]
+    assert names[:2] == [["test_cuda_gpu.py"], ["test_triton_gpu.py"]]
+    assert {"test_data_loader.py", "test_guard.py", "test_monitor.py"} <= set(names[2])
 
 
 def test_slow_providers_are_timed_less_often(monkeypatch):
