@@ -1,5 +1,7 @@
 """The ring of pinned buffers: no buffer is filled again before the copy out of it has ended."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -21,11 +23,14 @@ class LateCopies:
     class Event:
         def __init__(self, pairs):
             self.pairs = pairs
+            self.lock = threading.Lock()
 
         def synchronize(self):
-            for target, source in self.pairs:
-                target.copy_(source)
-            self.pairs = []
+            # The reading thread and the consumer may both wait: the copy is made once.
+            with self.lock:
+                for target, source in self.pairs:
+                    target.copy_(source)
+                self.pairs = []
 
     def buffer(self, shape, dtype):
         self.buffers += 1
