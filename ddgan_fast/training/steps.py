@@ -83,6 +83,17 @@ class MicroBatch:
     draws: Draws
 
 
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """For gradients that are differentiated again.
+
+    On GPUs they are computed in a thread where autocast's dtype is float16, whatever it is in the
+    caller's, and a gradient per pixel is too small for that.
+    """
+    if device.type == "meta":  # which counts FLOPs and bytes, and knows no autocast
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 class DiscriminatorLoss(nn.Module):
     """E softplus(-D(real)) + E softplus(D(fake)) [+ gamma/2 E |grad D(real)|^2] as one number.
 
@@ -110,9 +121,7 @@ class DiscriminatorLoss(nn.Module):
         stats = {"D/real": loss_real.detach(), "D/fake": loss_fake.detach()}
         loss = loss_real.mean() + loss_fake.mean()
         if penalize:
-            # On GPUs this runs in a thread where autocast's dtype is float16, whatever it is here,
-            # and a gradient per pixel is too small for it.
-            with torch.autocast(x_t.device.type, enabled=False):
+            with _without_autocast(x_t.device):
                 (gradient,) = torch.autograd.grad(real.sum(), x_t, create_graph=True)
             wide = torch.promote_types(gradient.dtype, torch.float32)
             penalty = gradient.to(wide).square().flatten(1).sum(1)
