@@ -19,7 +19,7 @@ help: ## list the targets
 
 demo: ## train on handwritten digits and draw new ones (a few minutes on a CPU)
 	$(SET_UP) demo,test
-	$(RUN)/ddgan-fast demo $(ARGS)
+	$(RUN)/ddgan-fast demo --run.steps 2600 $(ARGS)
 
 test: ## run the tests, but for the slow ones and those that need a GPU
 	$(SET_UP) demo,test
