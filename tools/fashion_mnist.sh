@@ -3,6 +3,7 @@
 # tests that want a real IDX set; nothing is installed. It goes to $DDGAN_FAST_TEST_DATA, or to
 # ddgan_fast/fashion-mnist in the user's cache folder.
 set -eu
+. "$(dirname "$0")/debian_package.sh"
 
 target=${DDGAN_FAST_TEST_DATA:-${XDG_CACHE_HOME:-$HOME/.cache}/ddgan_fast/fashion-mnist}
 files="train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz
@@ -18,22 +19,7 @@ if complete; then
     echo "Fashion-MNIST is in $target."
     exit 0
 fi
-for command in apt-get dpkg-deb; do
-    command -v "$command" > /dev/null || {
-        echo "Fashion-MNIST comes as a Debian package, and $command is missing here: put the four" \
-            "files of the set into $target." >&2
-        exit 1
-    }
-done
-work=$(mktemp -d)
-chmod 755 "$work" # apt-get fetches as a user of its own
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-if ! apt-get download dataset-fashion-mnist; then
-    echo "The package was not found: run apt-get update and try again." >&2
-    exit 1
-fi
-dpkg-deb -x dataset-fashion-mnist_*.deb .
+unpack dataset-fashion-mnist "Fashion-MNIST comes" "put the four files of the set into $target"
 mkdir -p "$target"
 for file in $files; do
     found=$(find . -name "$file" -type f | head -n 1)
