@@ -160,7 +160,7 @@ class OptimConfig:
     ema_warmup: bool = False
     """Start with a shorter average: decay = min(ema_decay, (1 + step) / (10 + step))."""
     backend: str = "auto"
-    """Adam implementation: "auto", "fused", "foreach" or "loop"."""
+    """Adam: "auto" and "torch" (torch's fused one), "apex" (NVIDIA's), "foreach" or "loop"."""
 
 
 @dataclass
@@ -205,10 +205,26 @@ class RunConfig:
     """Seed of weights, data order and noise."""
     batch_size: int = 128
     """Global batch: images per step over all ranks."""
-    micro_batch: int | None = None
-    """Images per forward pass and rank; below batch_size / ranks gradients are accumulated."""
+    micro_batch: int | str | None = None
+    """Images per forward pass and rank, the rest accumulates; "auto" = the largest that fits."""
     precision: str = "auto"
-    """"auto" (bf16 on GPUs, fp32 on CPU), "fp32", "bf16" (fp32 parameters) or "fp64" (tests)."""
+    """"auto" (bf16 on GPUs, fp32 on CPU), "fp32", "tf32", "bf16", "fp16" or "fp64" (tests)."""
+    engine: str = "auto"
+    """"eager", "compile", "graph" (CUDA graphs), "compile+graph" or "auto" (measured once)."""
+    compiler: str = "inductor"
+    """Backend of torch.compile: "inductor" or, to check it, "aot_eager"."""
+    rewrites: str = "auto"
+    """Exact rewrites of the networks: "auto", "all", "none" or a list such as "sdpa, joint_d"."""
+    recompute: tuple[int, ...] = ()
+    """Resolutions (pixels) whose blocks run again in the backward pass instead of being kept."""
+    reduction: str = "fp32"
+    """What ranks exchange gradients in: "fp32" or "bf16" (half the bytes, rounded)."""
+    timeout_s: float = 600.0
+    """Seconds that a rank waits for the others before all of them stop."""
+    on_divergence: str = "stop"
+    """"stop", or "rollback": return to the last good state and skip the data that followed."""
+    max_rollbacks: int = 3
+    """Stop when this many returns did not help."""
     threads: int | None = None
     """CPU threads of torch in each process; default torch's own choice."""
     channels_last: bool = True

@@ -76,7 +76,7 @@ def set_options(config: Any, values: Mapping[Any, Any], where: str = "") -> None
     Args:
         config: the dataclass instance.
         values: dotted names, or nested mappings, to values; strings are read as YAML where the
-            option is not text.
+            option may be more than text.
         where: a phrase for messages that says where the values stand.
 
     Raises:
@@ -136,7 +136,8 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
     """``value`` as the annotated type, or a ValueError that names the option."""
     kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
     read = value
-    if isinstance(value, str) and (str not in kinds or (NoneType in kinds and value == "null")):
+    plain = set(kinds) <= {str, NoneType}
+    if isinstance(value, str) and (not plain or (NoneType in kinds and value == "null")):
         try:
             read = yaml.load(value, _Loader)
         except (yaml.YAMLError, ValueError):

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .refusals import (
+    at_least,
+    fraction,
+    one_of,
+    positive,
+    positive_list,
+    require,
+    show,
+)
 
 if TYPE_CHECKING:
     from ddgan_fast.config import (
@@ -33,6 +43,13 @@ SOURCES = ("digits", "gaussians25", "synthetic", *FILE_SOURCES)
 LOADERS = ("auto", "ring", "workers", "dali", "resident")
 CACHES = ("auto", "gpu", "ram", "none")
 DALI_DEVICES = ("cpu", "mixed")
+RUN_CHOICES = {
+    "precision": ("auto", "fp32", "tf32", "bf16", "fp16", "fp64"),
+    "engine": ("auto", "eager", "compile", "graph", "compile+graph"),
+    "compiler": ("inductor", "aot_eager"),
+    "reduction": ("fp32", "bf16"),
+    "on_divergence": ("stop", "rollback"),
+}
 
 LSUN_SCENES = (
     "bedroom",
@@ -64,36 +81,36 @@ def validate(config: Config) -> None:
 
 def validate_model(model: ModelConfig) -> None:
     """Refuses a generator or a diffusion that cannot work; raises ValueError as ``validate``."""
-    _one_of("model.kind", model.kind, ("ncsnpp", "mlp"))
+    one_of("model.kind", model.kind, ("ncsnpp", "mlp"))
     for name in ("image_size", "num_timesteps", "nz", "z_emb_dim", "hidden", "hidden_layers"):
-        _at_least(f"model.{name}", getattr(model, name), 1)
-    _at_least("model.n_mlp", model.n_mlp, 0)
-    _at_least("model.point_features", model.point_features, 0)
-    _require(
+        at_least(f"model.{name}", getattr(model, name), 1)
+    at_least("model.n_mlp", model.n_mlp, 0)
+    at_least("model.point_features", model.point_features, 0)
+    require(
         model.embedding_type != "fourier",
         "model.embedding_type",
         model.embedding_type,
         'it must be "positional", because the Fourier embedding takes log t, and t runs from 0 to '
         "num_timesteps - 1 (log 0 is minus infinity)",
     )
-    _one_of("model.embedding_type", model.embedding_type, ("positional",))
+    one_of("model.embedding_type", model.embedding_type, ("positional",))
     _schedule(model)
     if model.kind == "mlp":
-        _one_of("model.num_channels", model.num_channels, (2,), "a point has two coordinates")
+        one_of("model.num_channels", model.num_channels, (2,), "a point has two coordinates")
     else:
         _image_generator(model)
 
 
 def _schedule(model: ModelConfig) -> None:
-    _one_of("model.schedule", model.schedule, ("vp", "geometric"))
+    one_of("model.schedule", model.schedule, ("vp", "geometric"))
     low, high = model.beta_min, model.beta_max
     if model.schedule == "vp":
-        _require(low >= 0, "model.beta_min", low, 'it must be at least 0 for schedule "vp"')
+        require(low >= 0, "model.beta_min", low, 'it must be at least 0 for schedule "vp"')
     else:
         rule = 'for schedule "geometric", whose rates are variances'
-        _require(0 < low < 1, "model.beta_min", low, f"it must lie between 0 and 1 {rule}")
-        _require(0 < high < 1, "model.beta_max", high, f"it must lie between 0 and 1 {rule}")
-    _require(low < high, "model.beta_max", high, f"it must be above model.beta_min, which is {low}")
+        require(0 < low < 1, "model.beta_min", low, f"it must lie between 0 and 1 {rule}")
+        require(0 < high < 1, "model.beta_max", high, f"it must lie between 0 and 1 {rule}")
+    require(low < high, "model.beta_max", high, f"it must be above model.beta_min, which is {low}")
 
     def kept(i: int) -> float:
         s = i / model.num_timesteps * (1 - 1e-3) + 1e-3
@@ -102,7 +119,7 @@ def _schedule(model: ModelConfig) -> None:
         return 1 - low * (high / low) ** s
 
     # Up to the step before the last, which alone may destroy everything.
-    _require(
+    require(
         kept(model.num_timesteps - 1) > 2**-53,
         "model.beta_max",
         high,
@@ -110,7 +127,7 @@ def _schedule(model: ModelConfig) -> None:
     )
     # Noise grows from step to step, so the first step adds the least; below 2**-25 float32 loses
     # it, and the posterior of that step would be 0 / 0.
-    _require(
+    require(
         1 - kept(1) / kept(0) > 2**-25,
         "model.num_timesteps",
         model.num_timesteps,
@@ -120,25 +137,25 @@ def _schedule(model: ModelConfig) -> None:
 
 
 def _image_generator(model: ModelConfig) -> None:
-    _one_of("model.num_channels", model.num_channels, (1, 3, 4))
+    one_of("model.num_channels", model.num_channels, (1, 3, 4))
     _embedding_width("model.num_channels_dae", model.num_channels_dae)
-    _at_least("model.num_res_blocks", model.num_res_blocks, 1)
-    _positive_list("model.ch_mult", model.ch_mult)
+    at_least("model.num_res_blocks", model.num_res_blocks, 1)
+    positive_list("model.ch_mult", model.ch_mult)
     levels = len(model.ch_mult)
-    _require(
+    require(
         model.image_size % 2 ** (levels - 1) == 0,
         "model.image_size",
         model.image_size,
         f"it must be divisible by {2 ** (levels - 1)}, because ch_mult has {levels} resolutions",
     )
-    _require(
+    require(
         all(pixels >= 1 for pixels in model.attn_resolutions),
         "model.attn_resolutions",
         model.attn_resolutions,
         "each entry must be at least 1",
     )
-    _fraction("model.dropout", model.dropout)
-    _require(
+    fraction("model.dropout", model.dropout)
+    require(
         abs(sum(model.fir_kernel)) > 1e-6,
         "model.fir_kernel",
         model.fir_kernel,
@@ -147,11 +164,11 @@ def _image_generator(model: ModelConfig) -> None:
     _blocks_and_pyramids(model, resampled=levels > 1)
     for width, place in group_norm_widths(model):
         groups = min(width // 4, 32)
-        _require(
+        require(
             groups > 0 and width % groups == 0,
             "model.num_channels_dae",
             model.num_channels_dae,
-            f"with ch_mult {_show(model.ch_mult)} a group norm {place} gets {width} channels, "
+            f"with ch_mult {show(model.ch_mult)} a group norm {place} gets {width} channels, "
             + (
                 f"which its {groups} groups (a quarter of the channels, at most 32) do not divide"
                 if groups
@@ -163,28 +180,28 @@ def _image_generator(model: ModelConfig) -> None:
 
 def _blocks_and_pyramids(model: ModelConfig, resampled: bool) -> None:
     blocks = ("biggan", "biggan_oneadagn", "ddpm")
-    _one_of("model.resblock_type", model.resblock_type, blocks)
-    _require(
+    one_of("model.resblock_type", model.resblock_type, blocks)
+    require(
         model.progressive != "residual",
         "model.progressive",
         model.progressive,
         'it must be "none" or "output_skip", because the residual output pyramid fails in the '
         "published code as soon as there are two resolutions, so nothing says what it should do",
     )
-    _one_of("model.progressive", model.progressive, ("none", "output_skip"))
-    _one_of("model.progressive_input", model.progressive_input, ("none", "input_skip", "residual"))
-    _one_of("model.progressive_combine", model.progressive_combine, ("sum", "cat"))
+    one_of("model.progressive", model.progressive, ("none", "output_skip"))
+    one_of("model.progressive_input", model.progressive_input, ("none", "input_skip", "residual"))
+    one_of("model.progressive_combine", model.progressive_combine, ("sum", "cat"))
     if not resampled:
         return
     if model.resblock_type == "ddpm":
-        _require(
+        require(
             not model.resamp_with_conv,
             "model.resamp_with_conv",
             model.resamp_with_conv,
             'it must be false with resblock_type "ddpm", because upsampling with a convolution '
             "fails in the published code, so nothing says what it should do",
         )
-        _require(
+        require(
             model.fir,
             "model.fir",
             model.fir,
@@ -192,7 +209,7 @@ def _blocks_and_pyramids(model: ModelConfig, resampled: bool) -> None:
             "fails in the published code, so nothing says what it should do",
         )
     if model.progressive == "output_skip":
-        _require(
+        require(
             model.fir,
             "model.fir",
             model.fir,
@@ -229,23 +246,23 @@ def group_norm_widths(model: ModelConfig) -> Iterator[tuple[int, str]]:
 
 def _discriminator(disc: DiscriminatorConfig, model: ModelConfig) -> None:
     kinds = ("mlp",) if model.kind == "mlp" else ("small", "large", "custom", "dense")
-    _one_of("discriminator.kind", disc.kind, kinds, f'model.kind is "{model.kind}"')
+    one_of("discriminator.kind", disc.kind, kinds, f'model.kind is "{model.kind}"')
     for name in ("ngf", "hidden", "hidden_layers"):
-        _at_least(f"discriminator.{name}", getattr(disc, name), 1)
-    _at_least("discriminator.point_features", disc.point_features, 0)
+        at_least(f"discriminator.{name}", getattr(disc, name), 1)
+    at_least("discriminator.point_features", disc.point_features, 0)
     _embedding_width("discriminator.t_emb_dim", disc.t_emb_dim)
     if disc.kind in ("dense", "mlp"):
         return
     halvings = {"small": 3, "large": 6, "custom": sum(disc.block_downs)}[disc.kind]
     if disc.kind == "custom":
-        _positive_list("discriminator.block_mults", disc.block_mults)
-        _require(
+        positive_list("discriminator.block_mults", disc.block_mults)
+        require(
             len(disc.block_downs) == len(disc.block_mults),
             "discriminator.block_downs",
             disc.block_downs,
             f"it must have as many entries as discriminator.block_mults, {len(disc.block_mults)}",
         )
-    _require(
+    require(
         model.image_size % 2**halvings == 0,
         "model.image_size",
         model.image_size,
@@ -255,8 +272,8 @@ def _discriminator(disc: DiscriminatorConfig, model: ModelConfig) -> None:
 
 
 def _loss(loss: LossConfig) -> None:
-    _at_least("loss.r1_gamma", loss.r1_gamma, 0)
-    _require(
+    at_least("loss.r1_gamma", loss.r1_gamma, 0)
+    require(
         loss.lazy_reg >= 1,
         "loss.lazy_reg",
         loss.lazy_reg,
@@ -266,27 +283,27 @@ def _loss(loss: LossConfig) -> None:
 
 def _optim(optim: OptimConfig) -> None:
     for name in ("lr_g", "lr_d", "eps"):
-        _positive(f"optim.{name}", getattr(optim, name))
+        positive(f"optim.{name}", getattr(optim, name))
     for name in ("beta1", "beta2", "ema_decay"):
-        _fraction(f"optim.{name}", getattr(optim, name))
-    _one_of("optim.lr_decay", optim.lr_decay, ("cosine", "none"))
-    _at_least("optim.lr_min", optim.lr_min, 0)
+        fraction(f"optim.{name}", getattr(optim, name))
+    one_of("optim.lr_decay", optim.lr_decay, ("cosine", "none"))
+    at_least("optim.lr_min", optim.lr_min, 0)
     lowest = min(optim.lr_g, optim.lr_d)
-    _require(
+    require(
         optim.lr_decay == "none" or optim.lr_min <= lowest,
         "optim.lr_min",
         optim.lr_min,
         f"it must be at most the smaller of optim.lr_g and optim.lr_d, {lowest}, because the "
         "cosine falls to it",
     )
-    _at_least("optim.lr_interval", optim.lr_interval, 1)
-    _one_of("optim.backend", optim.backend, ("auto", "fused", "foreach", "loop"))
+    at_least("optim.lr_interval", optim.lr_interval, 1)
+    one_of("optim.backend", optim.backend, ("auto", "torch", "apex", "foreach", "loop"))
 
 
 def _data(data: DataConfig, model: ModelConfig) -> None:
-    _one_of("data.source", data.source, SOURCES)
+    one_of("data.source", data.source, SOURCES)
     points = model.kind == "mlp"
-    _require(
+    require(
         (data.source == "gaussians25") == points,
         "data.source",
         data.source,
@@ -294,88 +311,54 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
         if points
         else f'model.kind is "{model.kind}", which takes images, but gaussians25 has points',
     )
-    _require(
+    require(
         not (points and model.tanh),
         "model.tanh",
         model.tanh,
         "it must be false for gaussians25, whose points reach from -4 to 4",
     )
-    _one_of("data.mode", data.mode, ("stream", "epoch"))
-    _one_of("data.loader", data.loader, LOADERS)
-    _one_of("data.cache", data.cache, CACHES)
-    _one_of("data.dali_device", data.dali_device, DALI_DEVICES)
-    _at_least("data.workers", data.workers, 0)
-    _one_of("data.split", data.split, ("train", "validation", "both"))
+    one_of("data.mode", data.mode, ("stream", "epoch"))
+    one_of("data.loader", data.loader, LOADERS)
+    one_of("data.cache", data.cache, CACHES)
+    one_of("data.dali_device", data.dali_device, DALI_DEVICES)
+    at_least("data.workers", data.workers, 0)
+    one_of("data.split", data.split, ("train", "validation", "both"))
     if data.lsun_class is not None:
-        _one_of("data.lsun_class", data.lsun_class, LSUN_SCENES)
+        one_of("data.lsun_class", data.lsun_class, LSUN_SCENES)
     if data.limit is not None:
-        _at_least("data.limit", data.limit, 1)
+        at_least("data.limit", data.limit, 1)
 
 
 def _run(run: RunConfig) -> None:
     for name in ("steps", "batch_size", "tick", "checkpoint_every", "sample_count"):
-        _at_least(f"run.{name}", getattr(run, name), 1)
+        at_least(f"run.{name}", getattr(run, name), 1)
     for name in ("sample_every", "max_skipped"):
-        _at_least(f"run.{name}", getattr(run, name), 0)
+        at_least(f"run.{name}", getattr(run, name), 0)
     if run.threads is not None:
-        _at_least("run.threads", run.threads, 1)
-    _at_least("run.keep", run.keep, 3)
-    _require(0 <= run.seed < 2**63, "run.seed", run.seed, "it must lie between 0 and 2**63 - 1")
-    if run.micro_batch is not None:
-        _require(
+        at_least("run.threads", run.threads, 1)
+    at_least("run.keep", run.keep, 3)
+    require(0 <= run.seed < 2**63, "run.seed", run.seed, "it must lie between 0 and 2**63 - 1")
+    if isinstance(run.micro_batch, str):
+        one_of("run.micro_batch", run.micro_batch, ("auto",), "else it is a number")
+    elif run.micro_batch is not None:
+        require(
             run.micro_batch >= 1 and run.batch_size % run.micro_batch == 0,
             "run.micro_batch",
             run.micro_batch,
             f"it must divide run.batch_size, which is {run.batch_size}",
         )
-    _one_of("run.precision", run.precision, ("auto", "fp32", "bf16", "fp64"))
+    for name, allowed in RUN_CHOICES.items():
+        one_of(f"run.{name}", getattr(run, name), allowed)
+    for pixels in run.recompute:
+        at_least("run.recompute", pixels, 1)
+    positive("run.timeout_s", run.timeout_s)
+    at_least("run.max_rollbacks", run.max_rollbacks, 0)
 
 
 def _embedding_width(name: str, value: int) -> None:
-    _require(
+    require(
         value >= 4,
         name,
         value,
         "it must be at least 4, because the timestep embedding divides by (width // 2 - 1)",
     )
-
-
-def _require(holds: bool, name: str, value: Any, rule: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {_show(value)}: {rule}.")
-
-
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...], reason: str = "") -> None:
-    *others, last = (_show(item) for item in allowed)
-    listed = f"{', '.join(others)} or {last}" if others else last
-    rule = f"it must be {listed}" + (f", because {reason}" if reason else "")
-    _require(value in allowed, name, value, rule)
-
-
-def _at_least(name: str, value: float, least: int) -> None:
-    _require(value >= least, name, value, f"it must be at least {least}")
-
-
-def _positive(name: str, value: float) -> None:
-    _require(value > 0, name, value, "it must be above 0")
-
-
-def _fraction(name: str, value: float) -> None:
-    _require(0 <= value < 1, name, value, "it must be at least 0 and below 1")
-
-
-def _positive_list(name: str, values: tuple[int, ...]) -> None:
-    _require(
-        len(values) > 0 and min(values) >= 1,
-        name,
-        values,
-        "it must be a list of at least one number, each at least 1",
-    )
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, bool | None):
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(_show(item) for item in value)}]"
-    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -192,7 +192,7 @@ def step_unless(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "inside a CUDA graph only a fused optimiser can skip a step with a non-finite "
-            "gradient: set optim.backend to fused"
+            "gradient: set optim.backend to torch"
         )
     if not found_inf.item():
         optimizer.step()

@@ -30,11 +30,11 @@ def make_adam(
         rate: learning rate.
         betas: moment decays.
         eps: epsilon.
-        backend: "fused" (one kernel), "foreach", "loop", or "auto" (fused).
+        backend: "torch" (one fused kernel), "foreach", "loop", or "auto" (torch).
     """
-    if backend not in ("auto", "fused", "foreach", "loop"):
-        raise ValueError(f'backend is {backend!r}: choose "auto", "fused", "foreach" or "loop".')
-    options = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
-    chosen = "fused" if backend == "auto" else backend
+    if backend not in ("auto", "torch", "foreach", "loop"):
+        raise ValueError(f'backend is {backend!r}: choose "auto", "torch", "foreach" or "loop".')
+    options = {"torch": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
+    chosen = "torch" if backend == "auto" else backend
     trainable = [p for p in parameters if p.requires_grad]
     return torch.optim.Adam(trainable, lr=rate, betas=betas, eps=eps, **options[chosen])

@@ -208,13 +208,13 @@ def textbook(dtype=torch.float64, steps=5):
     return values
 
 
-@pytest.mark.parametrize("backend", ["auto", "fused", "foreach", "loop"])
+@pytest.mark.parametrize("backend", ["auto", "torch", "foreach", "loop"])
 def test_adam_is_the_textbook(backend):
     for got, want in zip(train(backend), textbook(), strict=True):
         torch.testing.assert_close(got.detach(), want, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["auto", "fused", "foreach"])
+@pytest.mark.parametrize("backend", ["auto", "torch", "foreach"])
 def test_backends_agree_in_float32(backend):
     for got, want in zip(train(backend, torch.float32), train("loop", torch.float32), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
@@ -224,9 +224,9 @@ def test_the_backend_asked_for_is_used_and_frozen_parameters_are_left_out():
     values = parameters(torch.float32)
     options = {
         backend: make_adam(values, 1e-3, (0.5, 0.9), 1e-8, backend).param_groups[0]
-        for backend in ("auto", "fused", "foreach", "loop")
+        for backend in ("auto", "torch", "foreach", "loop")
     }
-    assert options["fused"]["fused"] and options["auto"]["fused"]
+    assert options["torch"]["fused"] and options["auto"]["fused"]
     assert options["foreach"]["foreach"] and not options["foreach"]["fused"]
     assert options["loop"]["foreach"] is False and not options["loop"]["fused"]
     for group in options.values():

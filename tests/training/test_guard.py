@@ -224,7 +224,7 @@ def test_a_graph_cannot_wait(monkeypatch):
     monkeypatch.setattr(guard.torch.cuda, "is_current_stream_capturing", lambda: True)
     params, optimizer = make(foreach=True)
     set_grads(params, 0)
-    with pytest.raises(RuntimeError, match=r"set optim\.backend to fused"):
+    with pytest.raises(RuntimeError, match=r"set optim\.backend to torch"):
         step_unless(optimizer, torch.zeros(()))
 
 
