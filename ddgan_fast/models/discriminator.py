@@ -10,7 +10,14 @@ from torch import nn
 
 from ..config import DiscriminatorConfig
 from ..kernels import bias_leaky_relu, bias_leaky_relu_down
-from .layers import Resampler, dense_fan_out, init_fan_out, residual, timestep_embedding
+from .layers import (
+    Resampler,
+    dense_fan_out,
+    final_logits,
+    init_fan_out,
+    residual,
+    timestep_embedding,
+)
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -143,4 +150,6 @@ class Discriminator(nn.Module):
         h = minibatch_stddev(h)
         h = F.conv2d(h, self.conv_out.weight, padding=1)
         h = bias_leaky_relu(h, self.conv_out.bias)
-        return self.linear_out(h.sum((2, 3)))
+        # Summed in float32: 16 values of 512 channels each may leave float16's range.
+        wide = torch.promote_types(h.dtype, torch.float32)
+        return final_logits(self.linear_out, h.sum((2, 3), dtype=wide))

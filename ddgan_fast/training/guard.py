@@ -92,6 +92,8 @@ class FiniteGuard:
         grads: list[Tensor],
         per_sample_loss: Tensor | None = None,
         t: Tensor | None = None,
+        *,
+        excused: Tensor | None = None,
     ) -> Tensor:
         """Look at one network's gradients before its optimiser's step.
 
@@ -104,6 +106,7 @@ class FiniteGuard:
                 moment would overflow with it.
             per_sample_loss: this rank's losses [N], to tell which timestep went wrong.
             t: their timesteps, int64 [N].
+            excused: bool [], the update is skipped all the same, but not held against the run.
 
         Returns:
             float32 [], 1 when the update must be skipped, else 0: for ``step_unless``.
@@ -112,7 +115,8 @@ class FiniteGuard:
         norms = torch._foreach_norm(grads, 2, dtype=wide)
         norm = torch.linalg.vector_norm(torch.stack(list(norms)))
         self.grad_norm[name] = norm
-        bad = ~torch.isfinite(norm)
+        overflow = ~torch.isfinite(norm)
+        bad = overflow if excused is None else overflow & ~excused
 
         record = self._record
         number = step.to(record) if isinstance(step, Tensor) else torch.full_like(record[0], step)
@@ -124,7 +128,11 @@ class FiniteGuard:
             bad & (record[0] == 0), torch.stack([number, network, loss, timestep]), record[2:]
         )
         record.copy_(torch.cat([torch.stack([skipped, last]), first]))
-        return bad.to(torch.float32)
+        return overflow.to(torch.float32)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that changes, for who puts it back in place."""
+        return [self._record]
 
     def at_tick(self) -> str | None:
         """Read what happened since the last tick; the one place that waits for the device.

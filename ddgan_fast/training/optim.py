@@ -38,3 +38,12 @@ def make_adam(
     chosen = "torch" if backend == "auto" else backend
     trainable = [p for p in parameters if p.requires_grad]
     return torch.optim.Adam(trainable, lr=rate, betas=betas, eps=eps, **options[chosen])
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all groups, in place where it lies on the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -47,9 +47,10 @@ def restore(
     discriminator.load_state_dict(saved["discriminator"])
     ema.load(saved["ema"])
     for name, optimizer in optimizers.items():
-        kept = [{k: group[k] for k in ("fused", "foreach")} for group in optimizer.param_groups]
+        names = ("fused", "foreach", "capturable", "lr")
+        kept = [{name: group[name] for name in names} for group in optimizer.param_groups]
         optimizer.load_state_dict(saved["optimizers"][name])
-        # The implementation is this run's choice, not the saved one's.
+        # The implementation is this run's choice, and the rate follows from the step.
         for group, options in zip(optimizer.param_groups, kept, strict=True):
             group.update(options)
 
