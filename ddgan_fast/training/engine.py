@@ -76,15 +76,28 @@ class Engine:
             wrap=self.ranks.wrap,
             autocast=self.precision.autocast,
         )
-        o = cfg.optim
-        betas = (o.beta1, o.beta2)
         self.optimizers = {
-            "generator": make_adam(self.generator.parameters(), o.lr_g, betas, o.eps, o.backend),
-            "discriminator": make_adam(
-                self.discriminator.parameters(), o.lr_d, betas, o.eps, o.backend
-            ),
+            "generator": self._adam(self.generator, cfg.optim.lr_g),
+            "discriminator": self._adam(self.discriminator, cfg.optim.lr_d),
         }
+        o = cfg.optim
         self.ema = WeightAverage(self.generator, o.ema_decay, o.ema_warmup)
+
+    def _adam(self, network: nn.Module, rate: float) -> torch.optim.Optimizer:
+        o = self.cfg.optim
+        on_device = "graph" in self.cfg.run.engine or (
+            self.cfg.run.engine == "auto"
+            and self.ranks.device.type == "cuda"
+            and o.backend in ("auto", "torch")
+        )
+        return make_adam(
+            network.parameters(),
+            rate,
+            (o.beta1, o.beta2),
+            o.eps,
+            o.backend,
+            rate_on_device=on_device,
+        )
 
     def take_step(self, batch: Batch) -> None:
         """One update of D, one of G."""

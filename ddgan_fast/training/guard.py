@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import apex_adam
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _NETWORKS = {"D": "discriminator", "G": "generator"}
 
@@ -182,8 +184,8 @@ class FiniteGuard:
 def step_unless(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
     """Step, unless ``found_inf`` is 1: then parameters, moments and step counts stay as they are.
 
-    A fused optimiser decides on the device, also inside a CUDA graph. Any other one needs the
-    answer on the host and waits for it.
+    A fused optimiser of torch and a capturable one of apex decide on the device, also inside a CUDA
+    graph. Any other one needs the answer on the host and waits for it.
 
     Raises:
         RuntimeError: an optimiser that is not fused is being captured into a CUDA graph.
@@ -196,6 +198,9 @@ def step_unless(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
             optimizer.step()
         finally:
             del fused.found_inf, fused.grad_scale
+        return
+    if apex_adam.skips_on_device(optimizer):
+        apex_adam.step_unless(optimizer, found_inf)
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
