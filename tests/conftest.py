@@ -4,12 +4,9 @@ import os
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Read by the processes that tests start, too.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-
-    torch.set_num_threads(1)
+# Read by torch when it is imported, and by the processes that tests start. More threads than idle
+# cores make these small steps ten times slower, and their sums differ in the last bit.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

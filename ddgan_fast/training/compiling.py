@@ -28,6 +28,8 @@ class Compilable(nn.Module):
         super().__init__()
         self.inner = inner
         self._compiled: Callable[..., Any] | None = None
+        self.paused = False
+        """Run the module itself for a while, and keep what was compiled."""
 
     def compile_by(self, backend: str) -> None:
         """From now on compile, at the first call of each kind."""
@@ -40,7 +42,7 @@ class Compilable(nn.Module):
         object.__setattr__(self, "_compiled", None)
 
     def forward(self, *args: Any) -> Any:
-        if self._compiled is None:
+        if self._compiled is None or self.paused:
             return self.inner(*args)
         with tracing_gradients():
             return self._compiled(*args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -105,22 +105,24 @@ class Engine:
             set_rate(self.optimizers[network], self.learning_rate(name))
         images, flip = self.network_input(batch)
         penalize = self.step % self.cfg.loss.lazy_reg == 0
+        self.run_step(images, flip, penalize)
+        self.ema.update(self.step)
+        self.step += 1
+
+    def run_step(self, images: torch.Tensor, flip: torch.Tensor | None, penalize: bool) -> None:
+        """Both updates, in the engine's mode."""
         if self._graphs is not None:
             self._graphs(images, flip, penalize)
         else:
             self.update_both(images, flip, penalize)
-        self.ema.update(self.step)
-        self.step += 1
 
     def update_both(
         self, images: torch.Tensor, flip: torch.Tensor | None, penalize: bool
     ) -> None:
         """The part of a step that is a function of tensors on the device alone."""
-        seeds = philox.step_seeds(self.cfg.run.seed, self.step_on_device, DRAWS_PER_STEP)
-        half = DRAWS_PER_STEP // 2
+        seeds = self.seeds()
         for name in NETWORKS:
-            own = seeds[:half] if name == "D" else seeds[half:]
-            micros = self._micro_batches(images, flip, own)
+            micros = self.micro_batches(images, flip, seeds[name])
             scale = self.scales[name]
             factor = None if scale is None else scale.value
             if name == "D":
@@ -139,7 +141,12 @@ class Engine:
             return images, flip
         return to_model_input(images, flip, self.dtype, channels_last), None
 
-    def _micro_batches(
+    def seeds(self) -> dict[str, torch.Tensor]:
+        """Seeds of the current step's draws, by network."""
+        seeds = philox.step_seeds(self.cfg.run.seed, self.step_on_device, DRAWS_PER_STEP)
+        return dict(zip(NETWORKS, seeds.chunk(2), strict=True))
+
+    def micro_batches(
         self, images: torch.Tensor, flip: torch.Tensor | None, seeds: torch.Tensor
     ) -> list[MicroBatch]:
         """Deal the local batch to micro-batches, interleaved like the global one to ranks."""
@@ -280,7 +287,8 @@ def micro_count(local_batch: int, micro_batch: int | str | None) -> int:
     return local_batch // micro_batch
 
 
-def gradients_of(modules: Sequence[nn.Module]) -> torch.Tensor:
-    """All gradients of some networks as one float64 vector."""
-    found = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
-    return torch.cat([gradient.detach().double().flatten() for gradient in found])
+def gradients_of(module: nn.Module, scale: torch.Tensor | None = None) -> torch.Tensor:
+    """All gradients of a network as one float64 vector, divided by ``scale`` []."""
+    found = [p.grad for p in module.parameters() if p.grad is not None]
+    vector = torch.cat([gradient.detach().double().flatten() for gradient in found])
+    return vector if scale is None else vector / scale

@@ -117,11 +117,13 @@ class DiscriminatorLoss(nn.Module):
         loss = loss_real.mean() + loss_fake.mean()
         if penalize:
             with without_autocast(x_t.device):
-                total = real.sum() if scale is None else real.sum() * scale
+                # As large as the loss's own gradients, which its mean divides by N.
+                factor = None if scale is None else scale / real.shape[0]
+                total = real.sum() if factor is None else real.sum() * factor
                 (gradient,) = torch.autograd.grad(total, x_t, create_graph=True)
             gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-            if scale is not None:
-                gradient = gradient / scale
+            if factor is not None:
+                gradient = gradient / factor
             penalty = gradient.square().flatten(1).sum(1)
             stats["D/r1"] = penalty.detach()
             loss = loss + 0.5 * self.r1_gamma * penalty.mean()

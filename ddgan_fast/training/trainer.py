@@ -15,8 +15,8 @@ from ..config import Config, save_yaml, to_dict, validate
 from ..data import Dataset, build_dataset
 from ..data.loading import make_loader
 from ..data.plan import Plan
-from ..data.torch_loader import Loader
-from . import run_state
+from ..data.torch_loader import Batch, Loader
+from . import choosing, run_state
 from .checkpoint import CheckpointError, latest_state, load_state, save_ema, save_state
 from .engine import Engine
 from .guard import Preemption
@@ -92,6 +92,7 @@ class Run:
         self.plan = Plan(
             len(self.dataset), cfg.run.seed, cfg.run.batch_size, cfg.data.mode, flip
         )
+        choosing.refuse(cfg, ranks.device)
         index = torch.from_numpy(self.plan.positions(0, ranks.rank, ranks.world))
         self.engine = Engine(cfg, ranks, index.to(ranks.device))
         notes: list[str] = []
@@ -181,8 +182,12 @@ class Run:
             return
         clock = TickClock(self.loader)
         saved_at = self.step
+        batch: Batch | None = next(self.loader)
+        choosing.settle(self.engine, batch, run.steps - self.step, self.say)
+        clock.restart()
         while self.step < run.steps:
-            self.engine.take_step(next(self.loader))
+            self.engine.take_step(batch or next(self.loader))
+            batch = None
             stopping = False
             if self.ranks.world == 1 or self.step % _VOTE_EVERY == 0:
                 stopping = self.ranks.any(stop.requested)
@@ -245,6 +250,11 @@ class TickClock:
         if getattr(self, "_since", None) is None:
             self._since: float | None = time.perf_counter()
             self._waited = self._loader.wait_seconds
+
+    def restart(self) -> None:
+        """Forget what was counted."""
+        self._since = None
+        self.resume()
 
     def read(self) -> tuple[float, float]:
         """Seconds, and seconds of them spent waiting for data; counting stops until resume."""
