@@ -14,7 +14,7 @@ from torch import nn
 from . import convert
 from .config import Config, ModelConfig, from_dict, list_presets, load_config
 from .diffusion import Diffusion
-from .images import to_uint8
+from .drawing import PRECISIONS, Drawer, use_graphs
 from .kernels import philox
 from .models import build_generator
 from .training.checkpoint import list_emas, list_states, load_ema, load_state
@@ -256,6 +256,8 @@ def generate(
     device: torch.device | str | None = None,
     start: int = 0,
     say: Callable[[str], None] | None = None,
+    engine: str = "auto",
+    precision: str = "fp32",
 ) -> Iterator[np.ndarray]:
     """Draw n samples, batch by batch.
 
@@ -271,12 +273,16 @@ def generate(
         device: move the model there first; default: it stays where it is.
         start: number of the first sample.
         say: told when a batch had to be made smaller; default: a line on stderr.
+        engine: "graph" (one CUDA graph per batch size), "eager", or "auto" (graph on GPUs where
+            there are some batches to draw).
+        precision: "fp32", "tf32", "bf16" or "fp16".
 
     Yields:
         uint8 [b, H, W, C], or float32 points [b, D].
 
     Raises:
-        ValueError: a negative count, seed or start, or a batch size below 1.
+        ValueError: a negative count, seed or start, a batch size below 1, no such engine here, or
+            no such precision.
         RuntimeError: not even one sample fits into memory.
     """
     for name, value, least in (("n", n, 0), ("seed", seed, 0), ("start", start, 0)):
@@ -288,7 +294,16 @@ def generate(
         raise ValueError(f"the batch size is {batch_size}: it must be at least 1.")
     if device is not None:
         model.to(choose_device(str(device)))
-    return _draw_all(model, n, seed, batch_size or guess_batch(model), start, say or _to_stderr)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    size = batch_size or guess_batch(model)
+    drawer = Drawer(
+        model,
+        philox.seed_tensor(seed, _NOISE_STEP, 0, model.device),
+        graphs=use_graphs(engine, model.device, n // size),
+        precision=precision,
+    )
+    return _draw_all(drawer, n, size, start, model.device, say or _to_stderr)
 
 
 def _to_stderr(text: str) -> None:
@@ -296,17 +311,21 @@ def _to_stderr(text: str) -> None:
 
 
 def _draw_all(
-    model: LoadedGenerator, n: int, seed: int, size: int, start: int, say: Callable[[str], None]
+    drawer: Drawer,
+    n: int,
+    size: int,
+    start: int,
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> Iterator[np.ndarray]:
-    key = philox.seed_tensor(seed, _NOISE_STEP, 0, model.device)
     too_many, done = 0, 0
     while done < n:
         count = min(size, n - done)
-        samples = _attempt(model, key, start + done, count)
+        samples = _attempt(drawer, start + done, count, device)
         if samples is None:
             if count == 1:
                 raise RuntimeError(
-                    f"not even one sample fits into the memory of {model.device}: end other "
+                    f"not even one sample fits into the memory of {device}: end other "
                     "programs that use it, or sample with --device cpu."
                 )
             too_many, size = max(too_many, count), count // 2
@@ -319,20 +338,20 @@ def _draw_all(
 
 
 def _attempt(
-    model: LoadedGenerator, key: torch.Tensor, first: int, count: int
+    drawer: Drawer, first: int, count: int, device: torch.device
 ) -> np.ndarray | None:
     """Samples ``first`` and the following, or None when memory ran out."""
-    index = torch.arange(first, first + count, dtype=torch.int64, device=model.device)
+    index = torch.arange(first, first + count, dtype=torch.int64, device=device)
     try:
-        drawn = model.diffusion.draw(model, model.sample_shape, model.cfg.model.nz, key, index)
-        return drawn.cpu().numpy() if drawn.ndim == 2 else to_uint8(drawn)
+        # A graph's memory is overwritten by the next batch.
+        return drawer.draw(index).to("cpu", copy=True).numpy()
     except (torch.OutOfMemoryError, MemoryError):
         pass
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # what the CPU's allocator says
             raise
     # Only here has the failed attempt let go of its tensors.
-    if model.device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
 

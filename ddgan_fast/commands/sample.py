@@ -53,7 +53,15 @@ def main(argv: Sequence[str]) -> int:
     (points.check_output if makes_points else check_output)(output)
     began = time.perf_counter()
     batches = _with_progress(
-        generate(model, arguments.n, seed=arguments.seed, batch_size=arguments.batch), arguments.n
+        generate(
+            model,
+            arguments.n,
+            seed=arguments.seed,
+            batch_size=arguments.batch,
+            engine=arguments.engine,
+            precision=arguments.precision,
+        ),
+        arguments.n,
     )
     if makes_points:
         points.write_points(batches, output)
@@ -76,6 +84,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--weights", choices=("ema", "raw"), default="ema", help="averaged or raw (default: ema)"
     )
     parser.add_argument("--batch", type=int, help="samples at once (default: what fits)")
+    parser.add_argument(
+        "--precision", default="fp32", help="fp32, tf32, bf16 or fp16 (default: fp32)"
+    )
+    parser.add_argument(
+        "--engine", default="auto", help="graph (CUDA graphs), eager, or auto (default)"
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:0 (default: a GPU if there is one)")
     parser.add_argument(
         "--recipe",
