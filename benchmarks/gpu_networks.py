@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from ddgan_fast.config import Config, from_dict, load_config, save_yaml, to_dict
 from ddgan_fast.data.device import to_model_input
 from ddgan_fast.kernels import backend_report, use_backend
+from ddgan_fast.models.rewrites import Rewrites
 
 from . import runner, sample, step
 from .gpu_units import Child, Unit
@@ -45,12 +47,12 @@ def units(part: str, child: Child) -> list[Unit]:
             found.append(("images", partial(_train, child, "celebahq256")))
         return found
     if part == "ablation":
-        chains = ["torch", *_usable(child)]
+        chains = ["torch", *_usable(child), "compile", "rewrites"]
         return [(chain, partial(_ablation, child, chain)) for chain in chains]
-    pairs: tuple[tuple[str, int], ...] = STEPS if part == "step" else SAMPLES
+    pairs: tuple[tuple[str, int], ...] = SAMPLES if part == "sample" else STEPS
     if child.tiny:
         pairs = (("tiny", 4),)
-    time_one = _step if part == "step" else _sample
+    time_one = {"step": _step, "compiled": _compiled, "sample": _sample}[part]
     return [(f"{preset} {n}", partial(time_one, child, preset, n)) for preset, n in pairs]
 
 
@@ -77,11 +79,23 @@ def _rounds(child: Child, batch: int) -> int:
 
 
 def _step(child: Child, preset: str, batch: int) -> None:
-    options = Options(tiny_preset(child, preset), batch, torch.device(child.device), "reference")
-    with contextlib.ExitStack() as stack:
-        case = step.build(options, stack)
-        flops = _flops(child, options.preset, batch)
-        _time(child, case, _rounds(child, batch), flops)
+    """Steps without a compiler: eager and as graphs, by every backend, against the recipe."""
+    variants = {"eager, torch": Variant()}
+    for backend in _usable(child):
+        variants[f"eager, {backend}"] = Variant(backend=backend)
+    if child.device == "cuda":
+        variants |= {
+            f"graph, {v.backend}": dataclasses.replace(v, mode="graph") for v in variants.values()
+        }
+    _time_variants(child, "step", preset, batch, variants, recipes=("recipe", "recipe_fp32"))
+
+
+def _compiled(child: Child, preset: str, batch: int) -> None:
+    """Steps by torch.compile, alone and as graphs, against the recipe; compile time apart."""
+    mode = "compile+graph" if child.device == "cuda" else "compile"
+    backends = ["inductor", *_usable(child)[-1:]] if child.device == "cuda" else ["inductor"]
+    variants = {f"{mode}, {b}": Variant(backend=b, mode=mode) for b in backends}
+    _time_variants(child, "step_compiled", preset, batch, variants, recipes=("recipe",))
 
 
 def _flops(child: Child, preset: str, batch: int) -> float:
@@ -170,74 +184,144 @@ def _graph(provider: Provider, child: Child) -> Provider | None:
     return Provider(f"{provider.name}_graph", provider.dtype, {"all_steps": graph.replay})
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way of taking our steps."""
+
+    precision: str = "bf16"
+    channels_last: bool = True
+    backend: str = "torch"
+    mode: str = "eager"
+    rewrites: str = "auto"
+
+
+CHAINS: dict[str, dict[str, Variant]] = {
+    "torch": {
+        "bf16": Variant(channels_last=False),
+        "no wasted work": Variant("tf32", channels_last=False),
+    },
+    "compile": {
+        "compile": Variant(backend="inductor", mode="compile"),
+        "compile+graph": Variant(backend="inductor", mode="compile+graph"),
+    },
+}
+_ON = [name for name, on in dataclasses.asdict(Rewrites()).items() if on]
+CHAINS["rewrites"] = {
+    f"without {name}": Variant(rewrites=", ".join(other for other in _ON if other != name))
+    for name in _ON
+} | {"with joint_d": Variant(rewrites=", ".join([*_ON, "joint_d"]))}
+for _kernels in ("triton", "cuda"):
+    CHAINS[_kernels] = {
+        f"{_kernels}": Variant(backend=_kernels),
+        f"{_kernels}, graph": Variant(backend=_kernels, mode="graph"),
+        f"{_kernels}, compile": Variant(backend=_kernels, mode="compile"),
+        f"{_kernels}, compile+graph": Variant(backend=_kernels, mode="compile+graph"),
+    }
+
+
 def _ablation(child: Child, chain: str) -> None:
     """Variants of the step side by side; every chain holds the best one of plain torch."""
+    variants = {"bf16 channels_last, torch": Variant()} | CHAINS[chain]
+    if child.device == "cpu":
+        variants = {k: v for k, v in variants.items() if "graph" not in v.mode}
+    batch, recipes = (4 if child.tiny else 32), ("recipe",) if chain == "torch" else ()
+    _time_variants(child, "ablation", "celebahq256", batch, variants, recipes, chain=chain)
+
+
+def _time_variants(
+    child: Child,
+    case: str,
+    preset: str,
+    batch: int,
+    variants: dict[str, Variant],
+    recipes: tuple[str, ...],
+    **columns: str,
+) -> None:
+    """Time variants of our step and recipes in turns, after comparing one with the recipe."""
     device = torch.device(child.device)
-    batch = 4 if child.tiny else 32
-    preset = tiny_preset(child, "celebahq256")
+    preset = tiny_preset(child, preset)
     options = Options(preset, batch, device, "reference")
-    best = ("bf16", True, "torch")
-    variants = {"bf16 channels_last, torch": best}
-    if chain == "torch":
-        variants |= {"bf16": ("bf16", False, "torch"), "no wasted work": ("tf32", False, "torch")}
-    else:
-        variants = {f"bf16 channels_last, {chain}": ("bf16", True, chain)} | variants
     with contextlib.ExitStack() as stack:
         base = step._configuration(options)
-        steppers = {
-            name: (_stepper(base, precision, order, device, stack), backend)
-            for name, (precision, order, backend) in variants.items()
-        }
+        providers, steppers = [], {}
+        for name, variant in variants.items():
+            began = time.perf_counter()
+            try:
+                steppers[name] = _stepper(base, variant, device, stack)
+            except Exception as error:
+                child.row(case=case, provider=name, status="failed", error_text=str(error)[:300])
+                continue
+            providers.append(_provider(name, steppers[name], variant))
+            if "compile" in variant.mode:
+                child.row(case="compile", provider=name, preset=Path(preset).stem, batch=batch,
+                          seconds=round(time.perf_counter() - began, 1))
+        if not steppers:
+            raise RuntimeError("no variant works")
         recipe = None
-        providers = [_variant(name, *pair) for name, pair in steppers.items()]
-        if chain == "torch":
-            recipe = ReferenceRecipe(base, device)
-            engine = next(iter(steppers.values()))[0].engine
-            recipe.generator.load_state_dict(engine.generator.state_dict())
-            recipe.discriminator.load_state_dict(engine.discriminator.state_dict())
-            providers.append(_recipe(recipe, next(iter(steppers.values()))[0]))
+        first = next(iter(steppers))
+        if recipes:
+            recipe = _woken_recipe(base, steppers[first], device)
+            providers += [_recipe(name, recipe, steppers[first]) for name in recipes]
         interval = base.loss.lazy_reg
         shares = {"with_r1": 1 / interval, "without_r1": 1 - 1 / interval}
-        columns = {"preset": preset, "batch": batch, "chain": chain}
-        case = Case("ablation", providers, shares, batch, device, columns,
-                    partial(_disagreements, steppers, recipe))
-        _time(child, case, _rounds(child, batch))
+        facts = {"preset": preset, "batch": batch, **columns}
+        timed = Case(case, providers, shares, batch, device, facts,
+                     partial(_disagreements, steppers[first], variants[first], recipe))
+        _time(child, timed, _rounds(child, batch), _flops(child, preset, batch))
 
 
 def _stepper(
-    base: Config, precision: str, channels_last: bool, device: torch.device,
-    stack: contextlib.ExitStack,
+    base: Config, variant: Variant, device: torch.device, stack: contextlib.ExitStack
 ) -> step.Stepper:
     cfg = from_dict(to_dict(base))
-    cfg.run.precision, cfg.run.channels_last = precision, channels_last
-    return step.Stepper(cfg, device, stack)
+    run = cfg.run
+    run.precision, run.channels_last = variant.precision, variant.channels_last
+    run.engine, run.rewrites = variant.mode, variant.rewrites
+    stepper = step.Stepper(cfg, device, stack)
+    if variant.mode != "eager":
+        with use_backend(variant.backend), stepper.engine.precision.settings():
+            stepper.engine.switch(variant.mode, stepper.batch)
+            for kind in stepper.engine.kinds:  # compiles
+                stepper.step(kind)
+    return stepper
 
 
-def _variant(name: str, stepper: step.Stepper, backend: str) -> Provider:
+def _provider(name: str, stepper: step.Stepper, variant: Variant) -> Provider:
     def call(penalize: bool) -> None:
-        with use_backend(backend):
+        with use_backend(variant.backend):
             stepper.step(penalize)
 
     parts = {"with_r1": partial(call, True), "without_r1": partial(call, False)}
     return Provider(name, stepper.engine.precision.name, parts)
 
 
-def _recipe(recipe: ReferenceRecipe, stepper: step.Stepper) -> Provider:
+def _woken_recipe(base: Config, stepper: step.Stepper, device: torch.device) -> ReferenceRecipe:
+    recipe = ReferenceRecipe(base, device)
+    recipe.generator.load_state_dict(stepper.engine.generator.state_dict())
+    recipe.discriminator.load_state_dict(stepper.engine.discriminator.state_dict())
+    return recipe
+
+
+def _recipe(name: str, recipe: ReferenceRecipe, stepper: step.Stepper) -> Provider:
+    """The published step, with TF32 in convolutions as torch has it by default, or without."""
     real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
-    parts = {"with_r1": partial(recipe.step, real, True),
-             "without_r1": partial(recipe.step, real, False)}
-    return Provider("recipe", "fp32", parts)
+
+    def call(penalize: bool) -> None:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=name == "recipe"):
+            recipe.step(real, penalize)
+
+    parts = {"with_r1": partial(call, True), "without_r1": partial(call, False)}
+    return Provider(name, "tf32" if name == "recipe" else "fp32", parts)
 
 
 def _disagreements(
-    steppers: dict[str, tuple[step.Stepper, str]], recipe: ReferenceRecipe | None
+    stepper: step.Stepper, variant: Variant, recipe: ReferenceRecipe | None
 ) -> Iterator[str]:
     if recipe is None:  # the part "step" has compared the kernels' step with the recipe
         return
-    for name, (stepper, backend) in steppers.items():
-        real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
-        with use_backend(backend):
-            yield from (f"{name}: {found}" for found in step.differences(stepper, recipe, real))
+    real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
+    with use_backend(variant.backend):
+        yield from step.differences(stepper, recipe, real)
 
 
 def _train(child: Child, preset: str) -> None:

@@ -263,6 +263,6 @@ _PARTS: dict[str, Callable[[Child], Any]] = {
     "tests": _tests,
     "sanitizer": _sanitizer,
     "kernels": _kernels,
-    **{part: _network_parts(part) for part in ("step", "sample", "ablation", "train")},
+    **{part: _network_parts(part) for part in ("step", "compiled", "sample", "ablation", "train")},
     "loader": _loader,
 }

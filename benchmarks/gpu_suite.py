@@ -33,9 +33,10 @@ LIMITS = {
     "tests": 210,
     "sanitizer": 90,
     "kernels": 240,
-    "step": 200,
+    "step": 240,
+    "compiled": 500,
     "sample": 80,
-    "ablation": 150,
+    "ablation": 400,
     "train": 120,
     "loader": 90,
 }

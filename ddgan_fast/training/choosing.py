@@ -77,7 +77,7 @@ class _Trial:
         if "compile" not in self.mode:
             return ""
         text = f" (compiled in {self.seconds:.0f} s"
-        return f"{text}, {hits} of {hits + misses} graphs from the cache)" if hits else f"{text})"
+        return f"{text}, {hits} of {hits + misses} pieces from the cache)" if hits else f"{text})"
 
 
 def _choose(engine: Engine, batch: Batch, steps_left: int, say: Say) -> None:

@@ -78,8 +78,8 @@ def keep_caches() -> Path:
 
 
 def cache_counts() -> tuple[int, int]:
-    """Graphs that this process took from the caches, and that it had to compile."""
+    """Pieces of code that this process took from the cache on disk, and that it compiled."""
     from torch._dynamo.utils import counters
 
-    found = counters["aot_autograd"]
-    return found["autograd_cache_hit"], found["autograd_cache_miss"]
+    found = counters["inductor"]
+    return found["fxgraph_cache_hit"], found["fxgraph_cache_miss"]
