@@ -22,7 +22,7 @@ class Rewrites:
     """
 
     skip_low: bool = True
-    joint_styles: bool = False
+    joint_styles: bool = True
     sdpa: bool = True
     joint_d: bool = False
 
