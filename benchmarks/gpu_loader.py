@@ -43,7 +43,7 @@ def _steps(child: Child) -> None:
     options = Options(tiny_preset(child, "celebahq256"), batch, device)
     with contextlib.ExitStack() as stack:
         cfg = step._configuration(options)
-        engine = step.Engine(cfg, device, stack)
+        stepper = step.Stepper(cfg, device, stack)
         size = cfg.model.image_size
         images = np.concatenate([_images(child, 8 if child.tiny else 256, size)] * 2)
         shards = _shards(child.work / "steps", images, encoded=False)
@@ -53,16 +53,15 @@ def _steps(child: Child) -> None:
         def steps(batches: Callable[[], object]) -> Callable[[], None]:
             def call() -> None:
                 for _ in range(2 if child.tiny else _STEPS):
-                    engine.run.step = 1  # without R1
-                    engine.run._take_step(batches())  # type: ignore[arg-type]
+                    stepper.engine.step = 1  # without R1
+                    stepper.engine.take_step(batches())  # type: ignore[arg-type]
 
             return call
 
         count = 2 if child.tiny else _STEPS
-        providers = [
-            Provider("ring", engine.run.precision, {"steps": steps(lambda: next(fed))}),
-            Provider("synthetic", engine.run.precision, {"steps": steps(lambda: engine.batch)}),
-        ]
+        sources = {"ring": lambda: next(fed), "synthetic": lambda: stepper.batch}
+        precision = stepper.engine.precision.name
+        providers = [Provider(k, precision, {"steps": steps(v)}) for k, v in sources.items()]
         facts = {"preset": Path(options.preset).stem, "batch": batch, "steps": count}
         case = Case("fed_step", providers, {"steps": 1.0}, batch * count, device, facts)
         waited = fed.wait_seconds

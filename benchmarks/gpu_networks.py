@@ -179,65 +179,65 @@ def _ablation(child: Child, chain: str) -> None:
     best = ("bf16", True, "torch")
     variants = {"bf16 channels_last, torch": best}
     if chain == "torch":
-        variants |= {"bf16": ("bf16", False, "torch"), "no wasted work": ("fp32", False, "torch")}
+        variants |= {"bf16": ("bf16", False, "torch"), "no wasted work": ("tf32", False, "torch")}
     else:
         variants = {f"bf16 channels_last, {chain}": ("bf16", True, chain)} | variants
     with contextlib.ExitStack() as stack:
         base = step._configuration(options)
-        engines = {
-            name: (_engine(base, precision, order, device, stack), backend)
+        steppers = {
+            name: (_stepper(base, precision, order, device, stack), backend)
             for name, (precision, order, backend) in variants.items()
         }
         recipe = None
-        providers = [_variant(name, *pair) for name, pair in engines.items()]
+        providers = [_variant(name, *pair) for name, pair in steppers.items()]
         if chain == "torch":
             recipe = ReferenceRecipe(base, device)
-            run = next(iter(engines.values()))[0].run
-            recipe.generator.load_state_dict(run.generator.state_dict())
-            recipe.discriminator.load_state_dict(run.discriminator.state_dict())
-            providers.append(_recipe(recipe, next(iter(engines.values()))[0]))
+            engine = next(iter(steppers.values()))[0].engine
+            recipe.generator.load_state_dict(engine.generator.state_dict())
+            recipe.discriminator.load_state_dict(engine.discriminator.state_dict())
+            providers.append(_recipe(recipe, next(iter(steppers.values()))[0]))
         interval = base.loss.lazy_reg
         shares = {"with_r1": 1 / interval, "without_r1": 1 - 1 / interval}
         columns = {"preset": preset, "batch": batch, "chain": chain}
         case = Case("ablation", providers, shares, batch, device, columns,
-                    partial(_disagreements, engines, recipe))
+                    partial(_disagreements, steppers, recipe))
         _time(child, case, _rounds(child, batch))
 
 
-def _engine(
+def _stepper(
     base: Config, precision: str, channels_last: bool, device: torch.device,
     stack: contextlib.ExitStack,
-) -> step.Engine:
+) -> step.Stepper:
     cfg = from_dict(to_dict(base))
     cfg.run.precision, cfg.run.channels_last = precision, channels_last
-    return step.Engine(cfg, device, stack)
+    return step.Stepper(cfg, device, stack)
 
 
-def _variant(name: str, engine: step.Engine, backend: str) -> Provider:
+def _variant(name: str, stepper: step.Stepper, backend: str) -> Provider:
     def call(penalize: bool) -> None:
         with use_backend(backend):
-            engine.step(penalize)
+            stepper.step(penalize)
 
     parts = {"with_r1": partial(call, True), "without_r1": partial(call, False)}
-    return Provider(name, engine.run.precision, parts)
+    return Provider(name, stepper.engine.precision.name, parts)
 
 
-def _recipe(recipe: ReferenceRecipe, engine: step.Engine) -> Provider:
-    real = to_model_input(engine.batch.images, engine.batch.flip, channels_last=False)
+def _recipe(recipe: ReferenceRecipe, stepper: step.Stepper) -> Provider:
+    real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
     parts = {"with_r1": partial(recipe.step, real, True),
              "without_r1": partial(recipe.step, real, False)}
     return Provider("recipe", "fp32", parts)
 
 
 def _disagreements(
-    engines: dict[str, tuple[step.Engine, str]], recipe: ReferenceRecipe | None
+    steppers: dict[str, tuple[step.Stepper, str]], recipe: ReferenceRecipe | None
 ) -> Iterator[str]:
     if recipe is None:  # the part "step" has compared the kernels' step with the recipe
         return
-    for name, (engine, backend) in engines.items():
-        real = to_model_input(engine.batch.images, engine.batch.flip, channels_last=False)
+    for name, (stepper, backend) in steppers.items():
+        real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
         with use_backend(backend):
-            yield from (f"{name}: {found}" for found in step.differences(engine, recipe, real))
+            yield from (f"{name}: {found}" for found in step.differences(stepper, recipe, real))
 
 
 def _train(child: Child, preset: str) -> None:

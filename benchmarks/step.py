@@ -14,6 +14,7 @@ from ddgan_fast.config import Config, load_config
 from ddgan_fast.data import build_dataset
 from ddgan_fast.data.device import to_model_input
 from ddgan_fast.data.torch_loader import Batch
+from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.parallel import start
 from ddgan_fast.training.steps import Draws, MicroBatch
 from ddgan_fast.training.trainer import Run
@@ -36,7 +37,7 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
         ValueError: a preset or baseline that cannot be timed.
     """
     cfg = _configuration(options)
-    engine = Engine(cfg, options.device, stack)
+    stepper = Stepper(cfg, options.device, stack)
     interval = cfg.loss.lazy_reg
     shares = {"with_r1": 1 / interval}
     if interval > 1:
@@ -44,17 +45,17 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
     providers = [
         Provider(
             "ddgan_fast",
-            engine.run.precision,
-            {"with_r1": lambda: engine.step(True), "without_r1": lambda: engine.step(False)},
+            stepper.engine.precision.name,
+            {"with_r1": lambda: stepper.step(True), "without_r1": lambda: stepper.step(False)},
         )
     ]
     facts = {"preset": options.preset, "batch": options.batch, "r1_every": interval}
     if options.baseline is None:
         return Case("step", providers, shares, options.batch, options.device, facts)
     recipe = ReferenceRecipe(cfg, options.device)
-    recipe.generator.load_state_dict(engine.run.generator.state_dict())
-    recipe.discriminator.load_state_dict(engine.run.discriminator.state_dict())
-    real = to_model_input(engine.batch.images, engine.batch.flip, channels_last=False)
+    recipe.generator.load_state_dict(stepper.engine.generator.state_dict())
+    recipe.discriminator.load_state_dict(stepper.engine.discriminator.state_dict())
+    real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
     providers.append(
         Provider(
             options.baseline,
@@ -72,7 +73,7 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
         options.batch,
         options.device,
         facts,
-        lambda: differences(engine, recipe, real),
+        lambda: differences(stepper, recipe, real),
     )
 
 
@@ -92,15 +93,16 @@ def _configuration(options: Options) -> Config:
     return cfg
 
 
-class Engine:
+class Stepper:
     """A run of ours whose steps are taken by hand, on one batch."""
 
     def __init__(self, cfg: Config, device: torch.device, stack: contextlib.ExitStack) -> None:
         run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="ddgan-bench-"))
         ranks = stack.enter_context(start(str(device)))
         self.run = Run(cfg, build_dataset(cfg), ranks, Path(run_dir), True, stack)
-        wake(self.run.generator, 0)
-        wake(self.run.discriminator, 1)
+        self.engine = self.run.engine
+        wake(self.engine.generator, 0)
+        wake(self.engine.discriminator, 1)
         indices, flip = self.run.plan.batch(0)
         images = torch.from_numpy(self.run.dataset.fetch(indices)).to(device)
         mirror = torch.from_numpy(flip).to(device) if images.dtype == torch.uint8 else None
@@ -108,20 +110,21 @@ class Engine:
 
     def step(self, penalize: bool) -> None:
         """One training step, with R1 or without."""
-        self.run.step = 0 if penalize else 1
-        self.run._take_step(self.batch)
+        self.engine.step = 0 if penalize else 1
+        with self.engine.precision.settings():
+            self.engine.take_step(self.batch)
 
 
-def differences(engine: Engine, recipe: ReferenceRecipe, real: torch.Tensor) -> Iterator[str]:
+def differences(stepper: Stepper, recipe: ReferenceRecipe, real: torch.Tensor) -> Iterator[str]:
     """Compare losses and gradients at equal weights, batch and draws."""
-    images, flip = engine.run._network_input(engine.batch)
+    images, flip = stepper.engine.network_input(stepper.batch)
     # Float32 convolutions on a GPU may be rounded to TF32 while timed, but not here.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for what, penalize in (("D with R1", True), ("D without R1", False), ("G", None)):
             draws = recipe.draw(real)
             truth = _published(recipe, real, draws, penalize)
             allowed = dict.fromkeys(truth, FLOAT32_ERROR)
-            if engine.run.precision == "bf16":
+            if stepper.engine.precision.name == "bf16":
                 # Backward threads of a GPU know no autocast dtype: they would take float16.
                 with (
                     torch.autocast(real.device.type, torch.bfloat16),
@@ -130,7 +133,7 @@ def differences(engine: Engine, recipe: ReferenceRecipe, real: torch.Tensor) -> 
                     coarse = _published(recipe, real, draws, penalize)
                 for name, value in coarse.items():
                     allowed[name] = max(FLOAT32_ERROR, 2 * distance(value, truth[name]))
-            ours = _ours(engine.run, MicroBatch(images, flip, draws), penalize)
+            ours = _ours(stepper.engine, MicroBatch(images, flip, draws), penalize)
             for name, value in truth.items():
                 found = distance(ours[name], value)
                 if not found <= allowed[name]:
@@ -146,11 +149,11 @@ def _published(
     return _outcome(losses, recipe.discriminator)
 
 
-def _ours(run: Run, micro: MicroBatch, penalize: bool | None) -> dict[str, torch.Tensor]:
+def _ours(engine: Engine, micro: MicroBatch, penalize: bool | None) -> dict[str, torch.Tensor]:
     if penalize is None:
-        return _outcome(run.train_step.generator_gradients([micro]), run.generator)
-    losses = run.train_step.discriminator_gradients([micro], penalize)
-    return _outcome(losses, run.discriminator)
+        return _outcome(engine.train_step.generator_gradients([micro]), engine.generator)
+    losses = engine.train_step.discriminator_gradients([micro], penalize)
+    return _outcome(losses, engine.discriminator)
 
 
 def _outcome(losses: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:

@@ -243,31 +243,15 @@ def _dali() -> list[Row]:
 
 
 def _apex() -> list[Row]:
+    from .training import apex_adam
+
+    reason = apex_adam.why_not()
+    if reason is None:
+        return [Row("apex", True, "NVIDIA's, with FusedAdam; optim.backend apex uses it")]
     unused = "torch's own fused Adam is used"
-    try:
-        apex = importlib.import_module("apex")
-    except ModuleNotFoundError as error:
-        if error.name == "apex":
-            return [Row("apex", False, f"not installed, and not needed: {unused}")]
-        return [Row("apex", False, _wrong_apex())]
-    except Exception as error:
-        return [Row("apex", False, f"cannot be imported ({_brief(error)}); {unused}")]
-    with contextlib.suppress(Exception):
-        importlib.import_module("apex.optimizers")
-    if getattr(getattr(apex, "optimizers", None), "FusedAdam", None) is None:
-        return [Row("apex", False, _wrong_apex())]
-    return [Row("apex", True, f"NVIDIA's, with FusedAdam; {unused}")]
-
-
-def _wrong_apex() -> str:
-    summary = ""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        about = importlib.metadata.metadata("apex")
-        summary = f", {about['Name']} {about['Version']}: {about['Summary']}"
-    return (
-        f"not NVIDIA's but another project of that name (apex.optimizers.FusedAdam is "
-        f"missing{summary}): pip uninstall apex"
-    )
+    if reason == apex_adam.ABSENT:
+        return [Row("apex", False, f"{reason}, and not needed: {unused}")]
+    return [Row("apex", False, f"{reason}; {unused}")]
 
 
 def _sklearn() -> list[Row]:

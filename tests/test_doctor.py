@@ -77,7 +77,11 @@ def test_triton_that_breaks_on_import(monkeypatch):
 def test_nvidia_apex(monkeypatch):
     optimizers = fake(monkeypatch, "apex.optimizers", FusedAdam=object)
     fake(monkeypatch, "apex", optimizers=optimizers)
+    monkeypatch.setitem(sys.modules, "amp_C", None)
+    assert not row("apex").ok and "without its CUDA extension" in row("apex").value
+    fake(monkeypatch, "amp_C")
     assert row("apex").ok and row("apex").value.startswith("NVIDIA's")
+    assert "optim.backend" in row("apex").value
 
 
 def test_the_other_apex(monkeypatch):

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..config import DiscriminatorConfig
 from .discriminator import group_deviation
-from .layers import timestep_embedding
+from .layers import final_logits, timestep_embedding
 
 
 class DenseDiscriminator(nn.Module):
@@ -43,4 +43,4 @@ class DenseDiscriminator(nn.Module):
         h = F.leaky_relu(self.first(h), 0.2)
         for layer in self.layers:
             h = h + F.leaky_relu(layer(h), 0.2)
-        return self.out(h)
+        return final_logits(self.out, h)

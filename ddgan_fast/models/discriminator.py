@@ -14,6 +14,7 @@ from ..kernels import bias_leaky_relu, bias_leaky_relu_down
 from .layers import (
     Resampler,
     dense_fan_out,
+    final_logits,
     init_fan_out,
     joined,
     keep_or_recompute,
@@ -189,4 +190,6 @@ class Discriminator(nn.Module):
         h = minibatch_stddev(h, chunks=chunks)
         h = F.conv2d(h, self.conv_out.weight, padding=1)
         h = bias_leaky_relu(h, self.conv_out.bias)
-        return self.linear_out(h.sum((2, 3)))
+        # Summed in float32: 16 values of 512 channels each may leave float16's range.
+        wide = torch.promote_types(h.dtype, torch.float32)
+        return final_logits(self.linear_out, h.sum((2, 3), dtype=wide))

@@ -6,6 +6,7 @@ order, so that one torch seed gives the published initial weights.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
@@ -19,6 +20,23 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels import ada_group_norm_silu, ada_group_norm_silu_resample, philox, upfirdn2d
 
 SQRT_HALF = math.sqrt(0.5)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """For what stays in float32, and for gradients that are differentiated again.
+
+    On GPUs the latter are computed in a thread where autocast's dtype is float16, whatever it is in
+    the caller's, and a gradient per pixel is too small for that.
+    """
+    if device.type == "meta":  # which counts FLOPs and bytes, and knows no autocast
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def final_logits(layer: nn.Linear, h: torch.Tensor) -> torch.Tensor:
+    """The discriminator's last layer, in float32 at least also under autocast."""
+    with without_autocast(h.device):
+        return layer(h.to(layer.weight.dtype))
 
 
 def set_memory_format(module: nn.Module, layout: torch.memory_format) -> None:

@@ -42,10 +42,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Continue from saved averages."""
-        # In the parameters' memory order: the update would otherwise fall apart into one kernel
-        # per tensor.
-        self.average = [
-            torch.empty_like(p, requires_grad=False).copy_(weights[name])
-            for name, p in zip(self.names, self.parameters, strict=True)
-        ]
+        """Continue from saved averages; tensors that exist are filled in place."""
+        if not self.average:
+            # In the parameters' memory order: the update would otherwise fall apart into one
+            # kernel per tensor.
+            self.average = [torch.empty_like(p, requires_grad=False) for p in self.parameters]
+        for name, average in zip(self.names, self.average, strict=True):
+            average.copy_(weights[name])

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import apex_adam
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _NETWORKS = {"D": "discriminator", "G": "generator"}
 
@@ -92,6 +94,8 @@ class FiniteGuard:
         grads: list[Tensor],
         per_sample_loss: Tensor | None = None,
         t: Tensor | None = None,
+        *,
+        excused: Tensor | None = None,
     ) -> Tensor:
         """Look at one network's gradients before its optimiser's step.
 
@@ -104,6 +108,7 @@ class FiniteGuard:
                 moment would overflow with it.
             per_sample_loss: this rank's losses [N], to tell which timestep went wrong.
             t: their timesteps, int64 [N].
+            excused: bool [], the update is skipped all the same, but not held against the run.
 
         Returns:
             float32 [], 1 when the update must be skipped, else 0: for ``step_unless``.
@@ -112,7 +117,8 @@ class FiniteGuard:
         norms = torch._foreach_norm(grads, 2, dtype=wide)
         norm = torch.linalg.vector_norm(torch.stack(list(norms)))
         self.grad_norm[name] = norm
-        bad = ~torch.isfinite(norm)
+        overflow = ~torch.isfinite(norm)
+        bad = overflow if excused is None else overflow & ~excused
 
         record = self._record
         number = step.to(record) if isinstance(step, Tensor) else torch.full_like(record[0], step)
@@ -124,7 +130,11 @@ class FiniteGuard:
             bad & (record[0] == 0), torch.stack([number, network, loss, timestep]), record[2:]
         )
         record.copy_(torch.cat([torch.stack([skipped, last]), first]))
-        return bad.to(torch.float32)
+        return overflow.to(torch.float32)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that changes, for who puts it back in place."""
+        return [self._record]
 
     def at_tick(self) -> str | None:
         """Read what happened since the last tick; the one place that waits for the device.
@@ -174,8 +184,8 @@ class FiniteGuard:
 def step_unless(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
     """Step, unless ``found_inf`` is 1: then parameters, moments and step counts stay as they are.
 
-    A fused optimiser decides on the device, also inside a CUDA graph. Any other one needs the
-    answer on the host and waits for it.
+    A fused optimiser of torch and a capturable one of apex decide on the device, also inside a CUDA
+    graph. Any other one needs the answer on the host and waits for it.
 
     Raises:
         RuntimeError: an optimiser that is not fused is being captured into a CUDA graph.
@@ -188,6 +198,9 @@ def step_unless(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
             optimizer.step()
         finally:
             del fused.found_inf, fused.grad_scale
+        return
+    if apex_adam.skips_on_device(optimizer):
+        apex_adam.step_unless(optimizer, found_inf)
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(

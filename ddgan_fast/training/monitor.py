@@ -102,6 +102,10 @@ class DeviceStats:
             result |= _means(name, sums[part], counts[part])
         return result
 
+    def tensors(self) -> list[Tensor]:
+        """Everything that changes, for who puts it back in place."""
+        return [*self._sums.values(), *self._counts.values()]
+
     def _accumulators(self, name: str, size: int) -> tuple[Tensor, Tensor]:
         if name not in self._sums:
             self._sums[name] = torch.zeros(size, dtype=torch.float64, device=self._device)

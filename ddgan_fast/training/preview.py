@@ -64,23 +64,23 @@ class Preview:
         share = -(-run.cfg.run.sample_count // world)
         index = torch.arange(share, device=device) * world + run.ranks.rank
         seed = philox.seed_tensor(run.cfg.run.seed, _NOISE_STEP, 0, device)
-        weights = run.ema.weights()
+        weights = run.engine.ema.weights()
         shape: tuple[int, ...] = (model.num_channels,)
         if model.kind != "mlp":
             shape = (model.num_channels, model.image_size, model.image_size)
 
         def generator(x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-            return torch.func.functional_call(run.generator, weights, (x, t, z))
+            return torch.func.functional_call(run.engine.generator, weights, (x, t, z))
 
-        run.generator.eval()
+        run.engine.generator.eval()
         try:
-            batches = index.split(max(1, len(run.index) // run.micros))
+            batches = index.split(max(1, len(run.engine.index) // run.engine.micros))
             drawn = [
-                run.diffusion.draw(generator, shape, model.nz, seed, part, run.dtype)
+                run.engine.diffusion.draw(generator, shape, model.nz, seed, part, run.engine.dtype)
                 for part in batches
             ]
         finally:
-            run.generator.train()
+            run.engine.generator.train()
         samples = torch.cat(drawn)
         if model.kind == "mlp":
             return samples.float().cpu()

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..config import Config, to_dict
 from .ema import WeightAverage
+from .optim import adam_state, load_adam_state
 
 
 def payload(
@@ -30,7 +31,7 @@ def payload(
         "generator": dict(generator.state_dict()),
         "discriminator": dict(discriminator.state_dict()),
         "ema": ema.weights(),
-        "optimizers": {name: o.state_dict() for name, o in optimizers.items()},
+        "optimizers": {name: adam_state(o) for name, o in optimizers.items()},
         "data_digest": data_digest,
     }
 
@@ -47,11 +48,7 @@ def restore(
     discriminator.load_state_dict(saved["discriminator"])
     ema.load(saved["ema"])
     for name, optimizer in optimizers.items():
-        kept = [{k: group[k] for k in ("fused", "foreach")} for group in optimizer.param_groups]
-        optimizer.load_state_dict(saved["optimizers"][name])
-        # The implementation is this run's choice, not the saved one's.
-        for group, options in zip(optimizer.param_groups, kept, strict=True):
-            group.update(options)
+        load_adam_state(optimizer, saved["optimizers"][name])
 
 
 def check(

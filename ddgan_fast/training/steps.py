@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..diffusion import Diffusion
 from ..kernels import philox
-from ..models.layers import DropoutDraws
+from ..models.layers import DropoutDraws, without_autocast
+from .compiling import Compilable
 
 
 @dataclass
@@ -83,17 +84,6 @@ class MicroBatch:
     draws: Draws
 
 
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """For gradients that are differentiated again.
-
-    On GPUs they are computed in a thread where autocast's dtype is float16, whatever it is in the
-    caller's, and a gradient per pixel is too small for that.
-    """
-    if device.type == "meta":  # which counts FLOPs and bytes, and knows no autocast
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
 class DiscriminatorLoss(nn.Module):
     """E softplus(-D(real)) + E softplus(D(fake)) [+ gamma/2 E |grad D(real)|^2] as one number.
 
@@ -113,18 +103,26 @@ class DiscriminatorLoss(nn.Module):
         t: torch.Tensor,
         fake_x_t: torch.Tensor,
         penalize: bool,
+        scale: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss and detached statistics; with ``penalize``, x_t must be a leaf requiring grad."""
+        """Loss and detached statistics.
+
+        With ``penalize``, x_t must be a leaf requiring grad. ``scale`` [] lifts R1's inner gradient
+        into float16's range; it is divided out before squaring.
+        """
         real = self.discriminator(x_t, t, x_next)
         fake = self.discriminator(fake_x_t, t, x_next)
         loss_real, loss_fake = _softplus(-real), _softplus(fake)
         stats = {"D/real": loss_real.detach(), "D/fake": loss_fake.detach()}
         loss = loss_real.mean() + loss_fake.mean()
         if penalize:
-            with _without_autocast(x_t.device):
-                (gradient,) = torch.autograd.grad(real.sum(), x_t, create_graph=True)
-            wide = torch.promote_types(gradient.dtype, torch.float32)
-            penalty = gradient.to(wide).square().flatten(1).sum(1)
+            with without_autocast(x_t.device):
+                total = real.sum() if scale is None else real.sum() * scale
+                (gradient,) = torch.autograd.grad(total, x_t, create_graph=True)
+            gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            if scale is not None:
+                gradient = gradient / scale
+            penalty = gradient.square().flatten(1).sum(1)
             stats["D/r1"] = penalty.detach()
             loss = loss + 0.5 * self.r1_gamma * penalty.mean()
         return loss, stats
@@ -150,6 +148,18 @@ class GeneratorLoss(nn.Module):
         logits = self._discriminator[0](fake_x_t, draws.t, x_next)
         losses = _softplus(-logits)
         return losses.mean(), {"G/loss": losses.detach()}
+
+
+class Denoiser(nn.Module):
+    """x_t' as the discriminator's update sees it: no gradient is taken through it."""
+
+    def __init__(self, generator: nn.Module, diffusion: Diffusion) -> None:
+        super().__init__()
+        self.generator = generator
+        self.diffusion = diffusion
+
+    def forward(self, x_next: torch.Tensor, draws: Draws) -> torch.Tensor:
+        return denoise(self.generator, self.diffusion, x_next, draws)
 
 
 def denoise(
@@ -202,14 +212,18 @@ class TrainStep:
         self.diffusion = diffusion
         self._d_parameters = [p for p in discriminator.parameters() if p.requires_grad]
         wrap = wrap or (lambda module: module)
-        self.d_loss = wrap(DiscriminatorLoss(discriminator, r1_gamma))
-        self.g_loss = wrap(GeneratorLoss(generator, discriminator, diffusion))
-        self._autocast = autocast or contextlib.nullcontext
+        d_loss = Compilable(DiscriminatorLoss(discriminator, r1_gamma))
+        g_loss = Compilable(GeneratorLoss(generator, discriminator, diffusion))
+        self.fake = Compilable(Denoiser(generator, diffusion))
+        self.parts = [d_loss, g_loss, self.fake]
+        """What torch.compile may take over."""
+        self.d_loss, self.g_loss = wrap(d_loss), wrap(g_loss)
+        self.autocast = autocast or contextlib.nullcontext
 
     def discriminator_gradients(
-        self, micros: Sequence[MicroBatch], penalize: bool
+        self, micros: Sequence[MicroBatch], penalize: bool, scale: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """Set D's gradients; ``penalize`` adds R1 to the loss.
+        """Set D's gradients, times ``scale`` []; ``penalize`` adds R1 to the loss.
 
         Returns:
             Detached per-sample statistics [N]: "D/real", "D/fake", and "D/r1" with the penalty.
@@ -218,19 +232,20 @@ class TrainStep:
         collected = []
         for micro, share, last in _shares(micros):
             x_t, x_next = self._pair(micro)
-            with torch.no_grad(), self._autocast():
-                fake_x_t = denoise(self.generator, self.diffusion, x_next, micro.draws)
+            with torch.no_grad(), self.autocast():
+                fake_x_t = self.fake(x_next, micro.draws)
+            inputs = x_t.requires_grad_(penalize), x_next, micro.draws.t, fake_x_t, penalize
             with _reduce_only(self.d_loss, last):
-                with self._autocast():
-                    loss, stats = self.d_loss(
-                        x_t.requires_grad_(penalize), x_next, micro.draws.t, fake_x_t, penalize
-                    )
-                (loss * share).backward()
+                with self.autocast():
+                    loss, stats = self.d_loss(*inputs, *([] if scale is None else [scale]))
+                _scaled(loss * share, scale).backward()
             collected.append(stats)
         return _join(collected)
 
-    def generator_gradients(self, micros: Sequence[MicroBatch]) -> dict[str, torch.Tensor]:
-        """Set G's gradients.
+    def generator_gradients(
+        self, micros: Sequence[MicroBatch], scale: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Set G's gradients, times ``scale`` [].
 
         Returns:
             Detached per-sample statistics [N]: "G/loss".
@@ -242,9 +257,9 @@ class TrainStep:
             for micro, share, last in _shares(micros):
                 _, x_next = self._pair(micro)
                 with _reduce_only(self.g_loss, last):
-                    with self._autocast():
+                    with self.autocast():
                         loss, stats = self.g_loss(x_next, micro.draws)
-                    (loss * share).backward()
+                    _scaled(loss * share, scale).backward()
                 collected.append(stats)
         finally:
             self._train_discriminator(True)
@@ -264,6 +279,10 @@ class TrainStep:
             seed=draws.pair_seed,
             index=draws.index,
         )
+
+
+def _scaled(loss: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    return loss if scale is None else loss * scale
 
 
 def _shares(micros: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, float, bool]]:

@@ -1,5 +1,6 @@
 """The average of the weights, the learning rate, and Adam."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -9,7 +10,13 @@ from torch import nn
 
 from ddgan_fast import convert
 from ddgan_fast.training.ema import WeightAverage
-from ddgan_fast.training.optim import cosine_rate, make_adam
+from ddgan_fast.training.optim import (
+    adam_state,
+    cosine_rate,
+    load_adam_state,
+    make_adam,
+    set_rate,
+)
 
 CONTENT = Path(__file__).parents[1] / "data" / "golden" / "checkpoint_ref" / "content.pth"
 
@@ -232,3 +239,110 @@ def test_the_backend_asked_for_is_used_and_frozen_parameters_are_left_out():
     for group in options.values():
         assert len(group["params"]) == 4 and all(p.requires_grad for p in group["params"])
         assert group["weight_decay"] == 0 and not group["amsgrad"]
+
+
+# The rate on the device, and the state
+
+
+def steps(optimizer, values, rates):
+    for number, rate in enumerate(rates):
+        random = torch.Generator().manual_seed(number)
+        for p in values:
+            p.grad = torch.randn(p.shape, generator=random).to(p) if p.requires_grad else None
+        set_rate(optimizer, rate)
+        optimizer.step()
+
+
+RATES = [3e-3 * (1 - i / 40) for i in range(20)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rate_on_the_device_changes_no_bit(dtype):
+    results = []
+    for on_device in (False, True):
+        values = parameters(dtype)
+        optimizer = make_adam(values, 1e-3, (0.5, 0.9), 1e-8, rate_on_device=on_device)
+        rate = optimizer.param_groups[0]["lr"]
+        assert isinstance(rate, torch.Tensor) == on_device
+        steps(optimizer, values, RATES)
+        assert not on_device or optimizer.param_groups[0]["lr"] is rate
+        results.append(values)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["foreach", "loop"])
+def test_a_rate_on_the_device_needs_a_fused_adam(backend):
+    with pytest.raises(ValueError, match=f'"{backend}", which cannot run inside a CUDA graph'):
+        make_adam(parameters(torch.float32), 1e-3, (0.5, 0.9), 1e-8, backend, rate_on_device=True)
+
+
+@pytest.mark.parametrize("saved_on_device", [False, True])
+@pytest.mark.parametrize("backend", ["torch", "foreach", "loop"])
+def test_the_state_loads_into_every_adam(backend, saved_on_device):
+    one = parameters(torch.float32)
+    first = make_adam(one, 1e-3, (0.5, 0.9), 1e-8, rate_on_device=saved_on_device)
+    steps(first, one, RATES)
+    saved = copy.deepcopy(adam_state(first))
+    assert type(saved["param_groups"][0]["lr"]) is float
+    others = [
+        nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for p in one
+    ]
+    on_device = backend == "torch" and not saved_on_device
+    # Another epsilon: the option is this run's, the moments are the saved ones.
+    second = make_adam(others, 1e-3, (0.5, 0.9), 1e-7, backend, rate_on_device=on_device)
+    load_adam_state(second, saved)
+    assert second.param_groups[0]["eps"] == 1e-7
+    for p, q in zip(others, one, strict=True):
+        if p.requires_grad:
+            assert set(second.state[p]) == set(first.state[q])
+            assert all(torch.equal(second.state[p][k], first.state[q][k]) for k in first.state[q])
+    second.param_groups[0]["eps"] = 1e-8
+    for optimizer, values in ((first, one), (second, others)):
+        steps(optimizer, values, RATES)
+    for p, q in zip(others, one, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_torchs_own_state_dict_loads():
+    one, other = parameters(torch.float64), parameters(torch.float64)
+    plain = torch.optim.Adam([p for p in one if p.requires_grad], 1e-3, betas=(0.5, 0.9))
+    steps(plain, one, RATES)
+    optimizer = make_adam(other, 1e-3, (0.5, 0.9), 1e-8)
+    load_adam_state(optimizer, plain.state_dict())
+    assert {float(state["step"]) for state in optimizer.state.values()} == {len(RATES)}
+
+
+def test_loading_fills_what_exists_in_place():
+    """Otherwise a CUDA graph would go on with tensors that nobody looks at any more."""
+    values = parameters(torch.float32)
+    optimizer = make_adam(values, 1e-3, (0.5, 0.9), 1e-8, rate_on_device=True)
+    empty = copy.deepcopy(adam_state(optimizer))
+    steps(optimizer, values, RATES)
+    before = {p: dict(state) for p, state in optimizer.state.items()}
+    saved = copy.deepcopy(adam_state(optimizer))
+    steps(optimizer, values, RATES)
+    load_adam_state(optimizer, saved)
+    numbers = saved["param_groups"][0]["params"]
+    for number, (p, state) in zip(numbers, before.items(), strict=True):
+        for name, tensor in state.items():
+            assert optimizer.state[p][name] is tensor
+            assert torch.equal(tensor, saved["state"][number][name])
+    # A state from before the first step takes everything back to zero.
+    load_adam_state(optimizer, empty)
+    assert all(not t.any() for state in before.values() for t in state.values())
+
+
+def test_the_state_of_another_network_is_refused():
+    values = parameters(torch.float32)
+    small = make_adam(values[:2], 1e-3, (0.5, 0.9), 1e-8)
+    with pytest.raises(ValueError, match="2 parameters, this one 4"):
+        load_adam_state(make_adam(values, 1e-3, (0.5, 0.9), 1e-8), adam_state(small))
+
+
+def test_loading_averages_fills_what_exists_in_place():
+    net = network()
+    average = WeightAverage(net, 0.9)
+    average.update(0)
+    tensors = list(average.average)
+    average.load({name: torch.ones_like(p) for name, p in net.named_parameters()})
+    assert all(a is b and (a == 1).all() for a, b in zip(average.average, tensors, strict=True))

@@ -15,7 +15,9 @@ from tiny_runs import final_state, tensors_of, tiny
 from ddgan_fast.config import save_yaml
 from ddgan_fast.training import checkpoint, trainer
 from ddgan_fast.training.checkpoint import CheckpointError
+from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.guard import NonFiniteError
+from ddgan_fast.training.steps import TrainStep
 
 
 def train(cfg):
@@ -88,7 +90,7 @@ def test_weights_average_learning_rate_and_penalty_follow_the_configuration(tmp_
 def test_resuming_is_exact(tmp_path, stopped_at):
     train(tiny(tmp_path / "whole"))
     interrupted = tiny(tmp_path / "parts")
-    run = trainer.Run._take_step
+    run = Engine.take_step
 
     def stop_late(self, batch):
         if self.step == stopped_at + 1:
@@ -96,7 +98,7 @@ def test_resuming_is_exact(tmp_path, stopped_at):
         run(self, batch)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer.Run, "_take_step", stop_late)
+        patch.setattr(Engine, "take_step", stop_late)
         train(interrupted)
     assert final_state(tmp_path / "parts")["step"] == stopped_at
     train(interrupted)
@@ -195,17 +197,17 @@ def test_full_disk_at_the_end_is_an_error_that_names_the_newest_state(tmp_path, 
 
 def test_non_finite_gradients_are_skipped_then_stop_the_run(tmp_path, monkeypatch):
     cfg = tiny(tmp_path / "run", run__max_skipped=3, run__steps=100)
-    denoise = trainer.TrainStep.discriminator_gradients
+    denoise = TrainStep.discriminator_gradients
 
-    def poisoned(self, micros, penalize):
+    def poisoned(self, micros, penalize, scale=None):
         if poisoned.after <= 0:
             micros[0].images = micros[0].images.to(torch.float32).permute(0, 3, 1, 2) * torch.nan
             micros[0].flip = None
         poisoned.after -= 1
-        return denoise(self, micros, penalize)
+        return denoise(self, micros, penalize, scale)
 
     poisoned.after = 5
-    monkeypatch.setattr(trainer.TrainStep, "discriminator_gradients", poisoned)
+    monkeypatch.setattr(TrainStep, "discriminator_gradients", poisoned)
     with pytest.raises(NonFiniteError) as caught:
         train(cfg)
     message = str(caught.value)
@@ -277,10 +279,10 @@ def test_bf16_and_contiguous_runs_work(tmp_path):
 
 def test_threads_are_set_for_the_run_only(tmp_path, monkeypatch):
     seen = []
-    step = trainer.Run._take_step
+    step = Engine.take_step
     monkeypatch.setattr(
-        trainer.Run,
-        "_take_step",
+        Engine,
+        "take_step",
         lambda run, batch: (seen.append(torch.get_num_threads()), step(run, batch)),
     )
     before = torch.get_num_threads()

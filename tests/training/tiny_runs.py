@@ -13,6 +13,7 @@ import torch
 
 from ddgan_fast.config import Config, from_dict, load_config, save_yaml, to_dict
 from ddgan_fast.training import trainer
+from ddgan_fast.training.engine import NETWORKS, Engine
 
 TINY = {
     "model.image_size": 8,
@@ -93,30 +94,31 @@ def run_ranks(cfg: Config, world: int, out: Path, timeout: float = 120) -> list[
 def record(cfg: Config) -> dict:
     """Train in this process; digests of the weights per step, first gradients, losses."""
     recorded: dict = {"digests": [], "gradients": {}, "losses": {}}
-    take_step, update = trainer.Run._take_step, trainer.Run._update
+    take_step, update = Engine.take_step, Engine.update
 
-    def watched_step(run, batch):
-        take_step(run, batch)
+    def watched_step(engine, batch):
+        take_step(engine, batch)
         digest = hashlib.sha256()
-        for module in (run.generator, run.discriminator):
+        for module in (engine.generator, engine.discriminator):
             for value in module.state_dict().values():
                 digest.update(value.contiguous().numpy().tobytes())
         recorded["digests"].append(digest.hexdigest())
 
-    def watched_update(run, name, network, stats, t):
-        if run.step == 0:
-            parameters = getattr(run, network).named_parameters()
+    def watched_update(engine, name, stats, t):
+        if engine.step == 0:
+            network = NETWORKS[name]
+            parameters = getattr(engine, network).named_parameters()
             recorded["gradients"] |= {
                 f"{network}.{key}": p.grad.clone() for key, p in parameters if p.grad is not None
             }
             recorded["losses"] |= {key: value.clone() for key, value in stats.items()}
-        update(run, name, network, stats, t)
+        update(engine, name, stats, t)
 
-    trainer.Run._take_step, trainer.Run._update = watched_step, watched_update
+    Engine.take_step, Engine.update = watched_step, watched_update
     try:
         trainer.train(cfg, device="cpu", quiet=True)
     finally:
-        trainer.Run._take_step, trainer.Run._update = take_step, update
+        Engine.take_step, Engine.update = take_step, update
     return recorded
 
 

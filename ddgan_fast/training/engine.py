@@ -1,0 +1,286 @@
+"""Both networks and what updates them: one training step on one rank."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import Config
+from ..data.device import to_model_input
+from ..data.torch_loader import Batch
+from ..diffusion import Diffusion
+from ..kernels import philox
+from ..models import build_discriminator, build_generator
+from ..models.layers import set_memory_format
+from . import run_state
+from .ema import WeightAverage
+from .graphs import WARM_UP, WARM_UP_RANKS, CudaRecorder, Recorder, StepGraphs
+from .guard import FiniteGuard, step_unless
+from .monitor import DeviceStats
+from .optim import cosine_rate, make_adam, set_rate
+from .parallel import Ranks
+from .precision import Precision
+from .steps import DRAWS_PER_STEP, MicroBatch, TrainStep, counter_draws
+
+NETWORKS = {"D": "discriminator", "G": "generator"}
+
+
+class Engine:
+    """Networks, optimisers, averages and statistics of a run, and the step that moves them.
+
+    A step reads nothing back from the device and takes from the host only the batch and the
+    learning rates, so that it can be recorded as a CUDA graph.
+
+    Args:
+        cfg: the run's configuration.
+        ranks: this process among its peers.
+        index: int64 [N] on the device, this rank's positions in the global batch.
+
+    Attributes:
+        step: finished steps.
+        mode: "eager", "compile", "graph" or "compile+graph".
+    """
+
+    def __init__(self, cfg: Config, ranks: Ranks, index: torch.Tensor) -> None:
+        self.cfg, self.ranks, self.index = cfg, ranks, index
+        self.micros = micro_count(len(index), cfg.run.micro_batch)
+        self.precision = Precision.choose(cfg.run.precision, ranks.device.type)
+        self.dtype = self.precision.dtype
+        self._build_networks()
+        self.step = 0
+        self.step_on_device = torch.tensor([0], device=ranks.device)
+        self.guard = FiniteGuard(ranks.device, cfg.run.max_skipped)
+        self.stats = DeviceStats(ranks.device)
+        self.scales = {name: self.precision.loss_scale(ranks.device) for name in NETWORKS}
+        self.mode = "eager"
+        self._graphs: StepGraphs | None = None
+
+    def _build_networks(self) -> None:
+        cfg, device = self.cfg, self.ranks.device
+        torch.manual_seed(cfg.run.seed)
+        layout = torch.channels_last if cfg.run.channels_last else torch.contiguous_format
+        self.generator = build_generator(cfg).to(device, self.dtype)
+        self.discriminator = build_discriminator(cfg).to(device, self.dtype)
+        for module in (self.generator, self.discriminator):
+            set_memory_format(module, layout)
+        self.diffusion = Diffusion.from_config(cfg.model).to(device)
+        self.train_step = TrainStep(
+            self.generator,
+            self.discriminator,
+            self.diffusion,
+            cfg.loss.r1_gamma,
+            wrap=self.ranks.wrap,
+            autocast=self.precision.autocast,
+        )
+        self.optimizers = {
+            "generator": self._adam(self.generator, cfg.optim.lr_g),
+            "discriminator": self._adam(self.discriminator, cfg.optim.lr_d),
+        }
+        o = cfg.optim
+        self.ema = WeightAverage(self.generator, o.ema_decay, o.ema_warmup)
+
+    def _adam(self, network: nn.Module, rate: float) -> torch.optim.Optimizer:
+        o = self.cfg.optim
+        on_device = "graph" in self.cfg.run.engine or (
+            self.cfg.run.engine == "auto"
+            and self.ranks.device.type == "cuda"
+            and o.backend in ("auto", "torch")
+        )
+        return make_adam(
+            network.parameters(),
+            rate,
+            (o.beta1, o.beta2),
+            o.eps,
+            o.backend,
+            rate_on_device=on_device,
+        )
+
+    def take_step(self, batch: Batch) -> None:
+        """One update of D, one of G."""
+        for name, network in NETWORKS.items():
+            set_rate(self.optimizers[network], self.learning_rate(name))
+        images, flip = self.network_input(batch)
+        penalize = self.step % self.cfg.loss.lazy_reg == 0
+        if self._graphs is not None:
+            self._graphs(images, flip, penalize)
+        else:
+            self.update_both(images, flip, penalize)
+        self.ema.update(self.step)
+        self.step += 1
+
+    def update_both(
+        self, images: torch.Tensor, flip: torch.Tensor | None, penalize: bool
+    ) -> None:
+        """The part of a step that is a function of tensors on the device alone."""
+        seeds = philox.step_seeds(self.cfg.run.seed, self.step_on_device, DRAWS_PER_STEP)
+        half = DRAWS_PER_STEP // 2
+        for name in NETWORKS:
+            own = seeds[:half] if name == "D" else seeds[half:]
+            micros = self._micro_batches(images, flip, own)
+            scale = self.scales[name]
+            factor = None if scale is None else scale.value
+            if name == "D":
+                stats = self.train_step.discriminator_gradients(micros, penalize, factor)
+            else:
+                stats = self.train_step.generator_gradients(micros, factor)
+            self.update(name, stats, torch.cat([m.draws.t for m in micros]))
+        self.step_on_device += 1
+
+    def network_input(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A batch as the step takes it: bytes with flips, or finished images without."""
+        images, flip = batch.images, batch.flip
+        channels_last = self.cfg.run.channels_last
+        if images.dtype == torch.uint8 and self.dtype != torch.float64 and channels_last:
+            # The forward diffusion reads bytes and writes channels_last images itself.
+            return images, flip
+        return to_model_input(images, flip, self.dtype, channels_last), None
+
+    def _micro_batches(
+        self, images: torch.Tensor, flip: torch.Tensor | None, seeds: torch.Tensor
+    ) -> list[MicroBatch]:
+        """Deal the local batch to micro-batches, interleaved like the global one to ranks."""
+        model, m = self.cfg.model, self.micros
+        return [
+            MicroBatch(
+                images[k::m],
+                None if flip is None else flip[k::m],
+                counter_draws(
+                    seeds, self.index[k::m], model.num_timesteps, model.nz, self.dtype
+                ),
+            )
+            for k in range(m)
+        ]
+
+    def update(self, name: str, stats: dict[str, torch.Tensor], t: torch.Tensor) -> None:
+        """Apply the gradients of network ``name``, and count its statistics."""
+        optimizer, scale = self.optimizers[NETWORKS[name]], self.scales[name]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        losses = torch.stack([value for key, value in stats.items() if key != "D/r1"]).sum(0)
+        excused = None
+        if scale is not None:
+            scale.unscale(gradients)
+            excused = scale.may_overflow()
+        found_inf = self.guard.check(
+            self.step_on_device[0], name, gradients, losses, t, excused=excused
+        )
+        step_unless(optimizer, found_inf)
+        good = 1.0 - found_inf
+        if scale is not None:
+            scale.update(found_inf)
+            self.stats.add(f"{name}/loss_scale", scale.value)
+        self.stats.add(f"{name}/grad_norm", self.guard.grad_norm[name], weight=good)
+        for key, values in stats.items():
+            self.stats.add_samples(key, values, t, self.cfg.model.num_timesteps, weight=good)
+
+    def learning_rate(self, name: str) -> float:
+        """Rate of network "D" or "G" at the current step."""
+        o, steps = self.cfg.optim, self.cfg.run.steps
+        rate = o.lr_d if name == "D" else o.lr_g
+        if o.lr_decay == "none":
+            return rate
+        return cosine_rate(self.step, rate, o.lr_min, steps, o.lr_interval)
+
+    def switch(self, mode: str, batch: Batch, recorder: Recorder | None = None) -> None:
+        """Run further steps in another mode; compiling and recording leave the state as it is.
+
+        Args:
+            mode: "eager", "compile", "graph" or "compile+graph".
+            batch: any batch of the run.
+            recorder: what records graphs; default CUDA's.
+        """
+        self._graphs = None
+        for part in self.train_step.parts:
+            if "compile" in mode:
+                part.compile_by(self.cfg.run.compiler)
+            else:
+                part.compile_no_more()
+        if "graph" in mode:
+            recorder = recorder or CudaRecorder(self.ranks.device)
+            times = WARM_UP if self.ranks.world == 1 else WARM_UP_RANKS
+            graphs = StepGraphs(self.update_both, recorder, times)
+            with self.rehearsal():
+                graphs.record(*self.network_input(batch), self.kinds)
+            self._graphs = graphs
+        self.mode = mode
+
+    @property
+    def kinds(self) -> tuple[bool, ...]:
+        """The kinds of step that occur: with R1, without."""
+        return (True,) if self.cfg.loss.lazy_reg == 1 else (True, False)
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Steps taken inside leave no trace: weights, moments and counts are put back in place."""
+        step = self.step
+        saved = {id(tensor): (tensor, tensor.detach().clone()) for tensor in self._changing()}
+        averaged = bool(self.ema.average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor in self._changing():
+                    before = saved.get(id(tensor))
+                    # What the rehearsal made, moments and sums, starts at 0.
+                    tensor.zero_() if before is None else tensor.copy_(before[1])
+            if not averaged:
+                self.ema.average = []
+            self.step = step
+
+    def _changing(self) -> list[torch.Tensor]:
+        tensors: list[torch.Tensor] = [*self.generator.parameters()]
+        tensors += self.discriminator.parameters()
+        tensors += self.ema.average
+        for optimizer in self.optimizers.values():
+            for entry in optimizer.state.values():
+                tensors += [value for value in entry.values() if isinstance(value, torch.Tensor)]
+        for scale in self.scales.values():
+            tensors += [] if scale is None else scale.tensors()
+        tensors += [self.step_on_device, *self.guard.tensors(), *self.stats.tensors()]
+        return tensors
+
+    def payload(self, data_digest: str) -> dict[str, Any]:
+        """Everything a state holds."""
+        parts = (self.generator, self.discriminator, self.ema, self.optimizers)
+        content = run_state.payload(self.cfg, *parts, data_digest)
+        for name, scale in self.scales.items():
+            if scale is not None:
+                content.setdefault("loss_scales", {})[name] = scale.tensors()
+        return content
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Put a state back; ``run_state.check`` comes first."""
+        parts = (self.generator, self.discriminator, self.ema, self.optimizers)
+        run_state.restore(saved, *parts)
+        for name, values in saved.get("loss_scales", {}).items():
+            scale = self.scales[name]
+            for own, value in zip([] if scale is None else scale.tensors(), values, strict=False):
+                own.copy_(value)
+        self.step = int(saved["step"])
+        self.step_on_device.fill_(self.step)
+
+
+def micro_count(local_batch: int, micro_batch: int | str | None) -> int:
+    """How many micro-batches the local batch takes.
+
+    Raises:
+        ValueError: the sizes do not divide.
+    """
+    if not isinstance(micro_batch, int) or micro_batch >= local_batch:
+        return 1
+    if local_batch % micro_batch:
+        raise ValueError(
+            f"run.micro_batch is {micro_batch}, but each rank has {local_batch} images per step: "
+            "choose a divisor of it."
+        )
+    return local_batch // micro_batch
+
+
+def gradients_of(modules: Sequence[nn.Module]) -> torch.Tensor:
+    """All gradients of some networks as one float64 vector."""
+    found = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
+    return torch.cat([gradient.detach().double().flatten() for gradient in found])

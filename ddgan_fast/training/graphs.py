@@ -1,0 +1,93 @@
+"""Whole training steps as CUDA graphs: recorded once, replayed with one call of the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+# Before a recording the same work runs so often on a side stream: libraries choose algorithms and
+# allocate; DistributedDataParallel rebuilds its buckets and needs eleven.
+WARM_UP = 3
+WARM_UP_RANKS = 11
+
+Step = Callable[[torch.Tensor, torch.Tensor | None, bool], None]
+
+
+class Recorder(Protocol):
+    """Runs work once and can run it again on the same memory."""
+
+    def warm_up(self, work: Callable[[], None], times: int) -> None:
+        """Run the work without recording it."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What repeats the work; it is not run (or undone by the caller) while recorded."""
+
+
+class CudaRecorder:
+    """CUDA graphs that share one memory pool, as no two of them run at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, work: Callable[[], None], times: int) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(times):
+                work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.synchronize()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        # Loader threads may pin memory and start copies meanwhile.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            work()
+        return graph.replay
+
+
+class StepGraphs:
+    """A training step that is recorded once per kind, with R1 and without.
+
+    The step must be a function of its arguments and of tensors on the device alone: numbers of the
+    host are frozen as they were when it was recorded.
+
+    Args:
+        step: takes images, flip and whether R1 is applied.
+        recorder: what records and replays.
+        warm_up: how often the step runs before it is recorded.
+    """
+
+    def __init__(self, step: Step, recorder: Recorder, warm_up: int = WARM_UP) -> None:
+        self._step = step
+        self._recorder = recorder
+        self._warm_up = warm_up
+        self._images: torch.Tensor | None = None
+        self._flip: torch.Tensor | None = None
+        self._replays: dict[bool, Callable[[], None]] = {}
+
+    def record(
+        self, images: torch.Tensor, flip: torch.Tensor | None, kinds: tuple[bool, ...]
+    ) -> None:
+        """Record the kinds of step; what they change must be put back by the caller."""
+        self._images = images.clone(memory_format=torch.preserve_format)
+        self._flip = None if flip is None else flip.clone()
+        own = self._images, self._flip
+        for penalize in kinds:
+            self._recorder.warm_up(lambda p=penalize: self._step(*own, p), self._warm_up)  # type: ignore[misc]
+        for penalize in kinds:
+            self._replays[penalize] = self._recorder.record(
+                lambda p=penalize: self._step(*own, p)  # type: ignore[misc]
+            )
+
+    def __call__(self, images: torch.Tensor, flip: torch.Tensor | None, penalize: bool) -> None:
+        """One step on other images of the recorded shape."""
+        assert self._images is not None
+        self._images.copy_(images, non_blocking=True)
+        if self._flip is not None and flip is not None:
+            self._flip.copy_(flip, non_blocking=True)
+        self._replays[penalize]()
