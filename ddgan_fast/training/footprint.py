@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from ..config import Config
 from ..diffusion import Diffusion
-from ..models import build_discriminator, build_generator
+from ..models import Rewrites, build_discriminator, build_generator
 from ..models.layers import set_memory_format
+from .precision import Precision
 from .steps import Draws, MicroBatch, TrainStep
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def estimate_memory(cfg: Config, micro_batch: int, precision: str, micros: int = 1) -> Memory:
-    """Memory of a step with R1 and ``micro_batch`` images at once.
+    """Memory of the largest step with ``micro_batch`` images at once.
 
     The step runs operator by operator, as without a compiler. What operators need inside (cuDNN's
     workspaces), what the allocator loses between blocks and what CUDA itself takes comes on top.
@@ -95,7 +92,8 @@ def estimate_memory(cfg: Config, micro_batch: int, precision: str, micros: int =
         with LiveBytes() as live:
             for parameter in step.generator.parameters():
                 parameter.grad = torch.empty_like(parameter)  # left by the step before
-            step.discriminator_gradients(parts, penalize=cfg.loss.r1_gamma > 0)
+            for penalize in (True,) if cfg.loss.lazy_reg == 1 else (True, False):
+                step.discriminator_gradients(parts, penalize)
             step.generator_gradients(parts)
         weights = sum(sizes)
         return Memory(
@@ -109,7 +107,8 @@ def estimate_memory(cfg: Config, micro_batch: int, precision: str, micros: int =
 
 def _step(cfg: Config, images: int, precision: str) -> tuple[TrainStep, MicroBatch]:
     """A training step on the networks of a configuration, and a micro-batch for it."""
-    dtype = torch.float64 if precision == "fp64" else torch.float32
+    choice = Precision(precision, "cpu")
+    dtype = choice.dtype
     generator, discriminator = build_generator(cfg), build_discriminator(cfg)
     layout = torch.channels_last if cfg.run.channels_last else torch.contiguous_format
     for module in (generator, discriminator):
@@ -127,15 +126,13 @@ def _step(cfg: Config, images: int, precision: str) -> tuple[TrainStep, MicroBat
         pair_noise=(x, x),
         posterior_noise=x,
     )
-    autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-    if precision in _AUTOCAST:
-        autocast = lambda: torch.autocast("cpu", _AUTOCAST[precision])  # noqa: E731
     step = TrainStep(
         generator,
         discriminator,
         Diffusion.from_config(model),
         cfg.loss.r1_gamma,
-        autocast=autocast,
+        autocast=choice.autocast,
+        joint=Rewrites.parse(cfg.run.rewrites).joint_d,
     )
     return step, MicroBatch(x, None, draws)
 
