@@ -18,7 +18,7 @@ class Rewrites:
             each; published: one for each block.
         sdpa: attention is torch's fused operator; published: products and an explicit softmax.
         joint_d: the discriminator sees real and fake images as one batch in steps without R1;
-            published: in two passes. Saves launches, and doubles what its backward pass keeps.
+            published: in two passes. Saves launches; one backward pass keeps both either way.
     """
 
     skip_low: bool = True

@@ -73,7 +73,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def estimate_memory(cfg: Config, micro_batch: int, precision: str, micros: int = 1) -> Memory:
-    """Memory of the largest step with ``micro_batch`` images at once.
+    """Memory of a step with R1, the largest kind, and ``micro_batch`` images at once.
 
     The step runs operator by operator, as without a compiler. What operators need inside (cuDNN's
     workspaces), what the allocator loses between blocks and what CUDA itself takes comes on top.
@@ -92,8 +92,7 @@ def estimate_memory(cfg: Config, micro_batch: int, precision: str, micros: int =
         with LiveBytes() as live:
             for parameter in step.generator.parameters():
                 parameter.grad = torch.empty_like(parameter)  # left by the step before
-            for penalize in (True,) if cfg.loss.lazy_reg == 1 else (True, False):
-                step.discriminator_gradients(parts, penalize)
+            step.discriminator_gradients(parts, penalize=True)
             step.generator_gradients(parts)
         weights = sum(sizes)
         return Memory(
