@@ -6,6 +6,8 @@ from tiny_runs import final_state, record, tensors_of, tiny
 
 from ddgan_fast.config import Config, DiscriminatorConfig, ModelConfig
 from ddgan_fast.models import build_discriminator
+from ddgan_fast.training.engine import Engine
+from ddgan_fast.training.parallel import Ranks
 from ddgan_fast.training.steps import DiscriminatorLoss
 
 
@@ -27,6 +29,13 @@ def test_a_run_stays_the_same(tmp_path):
         errors = {key: float((got[key] - want[key]).abs().max()) for key in want}
         worst = max(errors, key=errors.get)
         assert errors[worst] < 1e-8, (name, worst, errors[worst])
+
+
+@pytest.mark.parametrize(("words", "joint"), [("auto", False), ("joint_d", True)])
+def test_the_option_reaches_the_loss(tmp_path, words, joint):
+    cfg = tiny(tmp_path, run__rewrites=words)
+    engine = Engine(cfg, Ranks(0, 1, torch.device("cpu")), torch.arange(8))
+    assert engine.train_step.d_loss.inner.joint == joint
 
 
 def discriminator():
