@@ -6,6 +6,7 @@ Resampling filters, norms and activations are not counted: their cost is memory 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,10 +73,13 @@ def count(function: Callable[[], Any]) -> int:
 def training_flops(cfg: Config) -> dict[str, float]:
     """What training a configuration costs per image, found by running its step without data.
 
+    Blocks that run again in the backward pass count once: it is the same work for the model.
+
     Returns:
         "generator_forward", "discriminator_forward", "r1" (what one application of R1 adds), and
         "training_image": an update of both networks, R1 weighted by its interval.
     """
+    cfg = replace(cfg, run=replace(cfg.run, recompute=()))
     with torch.device("meta"):
         generator, discriminator = build_generator(cfg), build_discriminator(cfg)
         micro = _image(cfg)

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from .config import Config, to_dict
-from .diffusion import Diffusion
 from .doctor import kernel_lines
 from .models import build_discriminator, build_generator
 from .options import to_yaml
 from .tables import align
 from .training.checkpoint import list_states, step_of
-from .training.steps import Draws, MicroBatch, TrainStep
-
-_FLOAT32 = 4
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Estimated bytes of a training step on one device."""
-
-    weights: int
-    gradients: int
-    adam: int
-    ema: int
-    activations: int
-    """What the backward passes keep, at their peak."""
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.adam + self.ema + self.activations
+from .training.engine import micro_count
+from .training.footprint import Memory, estimate_memory
+from .training.memory import available_bytes, estimated_micro_batch
+from .training.precision import Precision
 
 
 def dry_run(cfg: Config, device: str | None = None, world: int = 1) -> str:
@@ -59,17 +40,25 @@ def dry_run(cfg: Config, device: str | None = None, world: int = 1) -> str:
         )
     chosen = choose_device(device)
     local = cfg.run.batch_size // world
-    micro = min(cfg.run.micro_batch or local, local)
-    memory = estimate_memory(cfg, micro, chosen.type)
+    precision = Precision.choose(cfg.run.precision, chosen.type).name
+    micro = _micro_batch(cfg, local, precision, chosen)
+    memory = estimate_memory(cfg, micro, precision, local // micro)
     sections = [
         _networks(cfg),
         _costs(training_flops(cfg)),
-        _memory_lines(memory, micro, precision_of(cfg, chosen.type), chosen.type),
+        _memory_lines(cfg, memory, micro, precision, chosen.type),
         ["Kernels", *kernel_lines()],
         [f"Run directory: {_run_directory(cfg)}", "Nothing was trained or written."],
     ]
     comments = "\n#\n".join("\n".join(f"# {line}" for line in lines) for lines in sections)
     return f"{to_yaml(to_dict(cfg))}\n{comments}"
+
+
+def _micro_batch(cfg: Config, local: int, precision: str, device: torch.device) -> int:
+    asked = cfg.run.micro_batch
+    if asked == "auto":
+        return estimated_micro_batch(cfg, local, precision, available_bytes(device))
+    return local // micro_count(local, asked)
 
 
 def parameter_counts(cfg: Config) -> tuple[int, int]:
@@ -79,100 +68,6 @@ def parameter_counts(cfg: Config) -> tuple[int, int]:
             sum(p.numel() for p in build(cfg).parameters())
             for build in (build_generator, build_discriminator)
         )
-
-
-def precision_of(cfg: Config, device_type: str) -> str:
-    """The precision that "auto" means on a device."""
-    if cfg.run.precision == "auto":
-        return "bf16" if device_type == "cuda" else "fp32"
-    return cfg.run.precision
-
-
-def estimate_memory(cfg: Config, micro_batch: int, device_type: str = "cpu") -> Memory:
-    """Memory of a training step with ``micro_batch`` images at once.
-
-    The step runs for one image on the meta device, where nothing is allocated, and hooks add up
-    what autograd keeps. In bf16 half of these bytes are assumed. Temporary buffers, the data and
-    what libraries reserve are not counted.
-    """
-    precision = precision_of(cfg, device_type)
-    width = 2 * _FLOAT32 if precision == "fp64" else _FLOAT32
-    g, d = parameter_counts(cfg)
-    scale = {"bf16": 0.5, "fp64": 2.0}.get(precision, 1.0)
-    return Memory(
-        weights=(g + d) * width,
-        gradients=(g + d) * width,
-        adam=2 * (g + d) * width,
-        ema=g * width,
-        activations=int(saved_bytes(cfg) * scale) * micro_batch,
-    )
-
-
-def saved_bytes(cfg: Config) -> int:
-    """Most bytes that autograd keeps at any moment of a float32 step with R1, for one image."""
-    with torch.device("meta"):
-        generator, discriminator = build_generator(cfg), build_discriminator(cfg)
-        model = cfg.model
-        size = () if model.kind == "mlp" else (model.image_size, model.image_size)
-        x = torch.empty(1, model.num_channels, *size)
-        draws = Draws(
-            t=torch.zeros(1, dtype=torch.int64),
-            z=torch.empty(1, model.nz),
-            pair_noise=(x, x),
-            posterior_noise=x,
-        )
-    diffusion = Diffusion.from_config(model).to("meta")
-    step = TrainStep(generator, discriminator, diffusion, cfg.loss.r1_gamma)
-    micro = [MicroBatch(x, None, draws)]
-    ledger = _Ledger([generator, discriminator])
-    with saved_tensors_hooks(ledger.pack, ledger.unpack):
-        step.discriminator_gradients(micro, penalize=cfg.loss.r1_gamma > 0)
-        step.generator_gradients(micro)
-    return ledger.peak
-
-
-class _Ledger:
-    """Keeps count of the memory behind saved tensors, each block once, weights left out."""
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self.peak = 0
-        self.live = 0
-        self.holders: dict[int, int] = {}
-        self.ignored = {_block(p) for module in modules for p in module.parameters()}
-
-    def pack(self, tensor: torch.Tensor) -> _Held:
-        return _Held(self, tensor)
-
-    def unpack(self, held: _Held) -> torch.Tensor:
-        return held.tensor
-
-
-class _Held:
-    """A saved tensor; it leaves the ledger when autograd lets go of it."""
-
-    def __init__(self, ledger: _Ledger, tensor: torch.Tensor) -> None:
-        self.ledger, self.tensor = ledger, tensor
-        block = _block(tensor)
-        if block in ledger.ignored:
-            return
-        count = ledger.holders.get(block, 0)
-        ledger.holders[block] = count + 1
-        if not count:
-            ledger.live += tensor.untyped_storage().nbytes()
-            ledger.peak = max(ledger.peak, ledger.live)
-
-    def __del__(self) -> None:
-        ledger, block = self.ledger, _block(self.tensor)
-        if block in ledger.ignored:
-            return
-        ledger.holders[block] -= 1
-        if not ledger.holders[block]:
-            del ledger.holders[block]
-            ledger.live -= self.tensor.untyped_storage().nbytes()
-
-
-def _block(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _networks(cfg: Config) -> list[str]:
@@ -191,20 +86,28 @@ def _costs(flops: dict[str, Any]) -> list[str]:
     return ["Arithmetic per image (a multiply-add counts 2)", *align(rows)]
 
 
-def _memory_lines(memory: Memory, micro: int, precision: str, device: str) -> list[str]:
+def _memory_lines(
+    cfg: Config, memory: Memory, micro: int, precision: str, device: str
+) -> list[str]:
     rows = [
-        ("weights", _size(memory.weights)),
-        ("gradients", _size(memory.gradients)),
-        ("Adam's moments", _size(memory.adam)),
-        ("averaged generator", _size(memory.ema)),
-        (f"activations of {micro} images", _size(memory.activations)),
-        ("together", _size(memory.total)),
+        ("weights", size_of(memory.weights)),
+        ("gradients", size_of(memory.gradients)),
+        ("Adam's moments", size_of(memory.adam)),
+        ("averaged generator", size_of(memory.ema)),
+        (f"activations of {micro} images", size_of(memory.activations)),
+        ("together", size_of(memory.total)),
     ]
-    return [
-        f"Memory of a step on one {device} device in {precision}: an estimate, from what autograd",
-        f"keeps for one image times {micro}; temporary buffers and the data come on top",
+    lines = [
+        f"Memory of a step on one {device} device in {precision}: an estimate, from a step on",
+        "tensors without memory; libraries' workspaces and the data come on top",
         *align(rows),
     ]
+    if cfg.run.micro_batch == "auto":
+        lines.append(f"{micro} images is the largest micro-batch of which the estimate fits here")
+    if cfg.run.recompute:
+        sides = ", ".join(str(pixels) for pixels in cfg.run.recompute)
+        lines.append(f"Blocks at {sides} pixels run again in the backward pass")
+    return lines
 
 
 def _run_directory(cfg: Config) -> str:
@@ -215,5 +118,6 @@ def _run_directory(cfg: Config) -> str:
     return f"{folder} (a new run)"
 
 
-def _size(count: int) -> str:
+def size_of(count: int) -> str:
+    """Bytes in binary units."""
     return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

@@ -77,6 +77,8 @@ def validate(config: Config) -> None:
     _optim(config.optim)
     _data(config.data, config.model)
     _run(config.run)
+    _rewrites(config.run.rewrites)
+    _recompute(config)
 
 
 def validate_model(model: ModelConfig) -> None:
@@ -253,7 +255,7 @@ def _discriminator(disc: DiscriminatorConfig, model: ModelConfig) -> None:
     _embedding_width("discriminator.t_emb_dim", disc.t_emb_dim)
     if disc.kind in ("dense", "mlp"):
         return
-    halvings = {"small": 3, "large": 6, "custom": sum(disc.block_downs)}[disc.kind]
+    halvings = _halvings(disc)
     if disc.kind == "custom":
         positive_list("discriminator.block_mults", disc.block_mults)
         require(
@@ -269,6 +271,11 @@ def _discriminator(disc: DiscriminatorConfig, model: ModelConfig) -> None:
         f"it must be divisible by {2**halvings}, because the {disc.kind} discriminator halves it "
         f'{halvings} times (discriminator.kind "custom" takes other sizes)',
     )
+
+
+def _halvings(disc: DiscriminatorConfig) -> int:
+    """How often a convolutional discriminator halves the resolution; 0 for others."""
+    return {"small": 3, "large": 6, "custom": sum(disc.block_downs)}.get(disc.kind, 0)
 
 
 def _loss(loss: LossConfig) -> None:
@@ -349,10 +356,25 @@ def _run(run: RunConfig) -> None:
         )
     for name, allowed in RUN_CHOICES.items():
         one_of(f"run.{name}", getattr(run, name), allowed)
-    for pixels in run.recompute:
-        at_least("run.recompute", pixels, 1)
     positive("run.timeout_s", run.timeout_s)
     at_least("run.max_rollbacks", run.max_rollbacks, 0)
+
+
+def _rewrites(text: str) -> None:
+    if text not in ("auto", "all", "none"):
+        from .models.rewrites import Rewrites  # takes torch, so only where it is needed
+
+        Rewrites.parse(text)
+
+
+def _recompute(config: Config) -> None:
+    model = config.model
+    halvings = max(len(model.ch_mult) - 1, _halvings(config.discriminator))
+    sides = tuple(model.image_size >> i for i in range(halvings + 1))
+    for pixels in config.run.recompute:
+        if model.kind == "mlp":
+            require(False, "run.recompute", pixels, "points have no resolution, so leave it empty")
+        one_of("run.recompute", pixels, sides, "the networks have blocks at these alone")
 
 
 def _embedding_width(name: str, value: int) -> None:

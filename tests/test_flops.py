@@ -70,6 +70,13 @@ def test_a_model_of_points_costs_its_matrix_products():
     assert inside < training_flops(cfg)["generator_forward"] < 1.5 * inside
 
 
+def test_blocks_that_run_again_count_once():
+    small = {"model.num_channels_dae": 16, "model.ch_mult": [1, 2], "discriminator.ngf": 8}
+    again = load_config("cifar10", small | {"run.recompute": [32, 16]})
+    assert training_flops(again) == training_flops(load_config("cifar10", small))
+    assert again.run.recompute == (32, 16)
+
+
 def _recipe_flops(cfg):
     recipe = ReferenceRecipe(cfg, "meta")
     size = cfg.model.image_size

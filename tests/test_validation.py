@@ -132,7 +132,8 @@ REFUSED = {
         ({"run.micro_batch": "none"}, 'it must be "auto", because else it is a number.'),
         ({"run.engine": "fast"}, 'it must be "auto", "eager", "compile", "graph" or "comp'),
         ({"run.timeout_s": 0}, "run.timeout_s is 0.0: it must be above 0."),
-        ({"run.recompute": [0]}, "run.recompute is 0: it must be at least 1."),
+        ({"run.recompute": [0]}, "is 0: it must be 32, 16, 8 or 4, because the networks have bl"),
+        ({"run.rewrites": "sdpa, fast"}, "there is no rewrite 'fast'; choose skip_low, joint_"),
         ({"run.precision": "fp8"}, 'it must be "auto", "fp32", "tf32", "bf16", "fp16" or "fp64".'),
     ],
     "digits": [

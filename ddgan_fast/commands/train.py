@@ -15,12 +15,14 @@ from ..config import Config, list_presets, load_config
 from ..options import set_options
 
 _USAGE = """ddgan-fast train PRESET|FILE.yaml [--data PATH] [--section.option VALUE ...]
-                        [--recipe readme|paper] [--device DEVICE] [--dry-run]"""
+                        [--recipe readme|paper] [--micro-batch N|auto] [--device DEVICE]
+                        [--dry-run]"""
 _EPILOG = """\
 examples:
   ddgan-fast train digits
   ddgan-fast train cifar10 --data images/ --run.dir runs/a --model.num_timesteps 2
   torchrun --nproc-per-node 8 -m ddgan_fast train celebahq256 --data images/
+  ddgan-fast train celebahq256 --data images/ --micro-batch auto --run.recompute [256]
   ddgan-fast train cifar10 --dry-run > mine.yaml     # a file to edit and train from
 """
 _PAPER = "_paper"
@@ -97,8 +99,10 @@ def parse(argv: Sequence[str]) -> Request:
 
 
 def _spell_out(argv: Sequence[str]) -> list[str]:
-    """--data stands for --data.path."""
-    return [re.sub(r"^--data(?==|$)", "--data.path", word) for word in argv]
+    """--data stands for --data.path, --micro-batch for --run.micro_batch."""
+    short = {"data": "data.path", "micro-batch": "run.micro_batch"}
+    pattern = re.compile(rf"^--({'|'.join(short)})(?==|$)")
+    return [pattern.sub(lambda match: f"--{short[match[1]]}", word) for word in argv]
 
 
 def _parser(preset: str | None) -> Any:

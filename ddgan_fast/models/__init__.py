@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..config import Config, ModelConfig
+from ..config import Config, ModelConfig, RunConfig
 from .dense import DenseDiscriminator
 from .discriminator import Discriminator
 from .generator import Generator
+from .rewrites import Rewrites
 from .toy import PointDiscriminator, PointGenerator
 
 __all__ = [
@@ -16,15 +17,22 @@ __all__ = [
     "Generator",
     "PointDiscriminator",
     "PointGenerator",
+    "Rewrites",
     "build_discriminator",
     "build_generator",
 ]
 
 
 def build_generator(cfg: Config | ModelConfig) -> nn.Module:
-    """The generator G(x_{t+1} [N, C, H, W], t [N], z [N, nz]) -> x_0 of x_{t+1}'s shape."""
+    """The generator G(x_{t+1} [N, C, H, W], t [N], z [N, nz]) -> x_0 of x_{t+1}'s shape.
+
+    A whole configuration also decides its rewrites and what it recomputes (``run``).
+    """
+    run = cfg.run if isinstance(cfg, Config) else RunConfig()
     model = cfg.model if isinstance(cfg, Config) else cfg
-    return PointGenerator(model) if model.kind == "mlp" else Generator(model)
+    if model.kind == "mlp":
+        return PointGenerator(model)
+    return Generator(model, Rewrites.parse(run.rewrites), run.recompute)
 
 
 def build_discriminator(cfg: Config) -> nn.Module:
@@ -34,4 +42,5 @@ def build_discriminator(cfg: Config) -> nn.Module:
         return PointDiscriminator(d, cfg.model.num_channels)
     if d.kind == "dense":
         return DenseDiscriminator(d, cfg.model.num_channels, cfg.model.image_size)
-    return Discriminator(d, cfg.model.num_channels)
+    rewrites = Rewrites.parse(cfg.run.rewrites)
+    return Discriminator(d, cfg.model.num_channels, rewrites, cfg.run.recompute)

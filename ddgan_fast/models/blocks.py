@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,33 @@ from .layers import (
     conv,
     dense,
     group_count,
+    joined,
+    keep_or_recompute,
     residual,
 )
+
+
+class Modulation(NamedTuple):
+    """What a block's projections make of timestep and latent."""
+
+    time_bias: torch.Tensor | None
+    """[N, n_out], or None where the network is not told the timestep."""
+    styles: tuple[torch.Tensor, ...]
+    """[N, 2 C] for each modulated norm: scales, then shifts."""
+
+
+def joint_modulations(
+    blocks: Sequence[ResidualBlock], time: torch.Tensor | None, latent: torch.Tensor
+) -> list[Modulation]:
+    """The modulation of every block, by one matrix product for the latent and one for the time."""
+    styles = iter(joined(latent, [norm.style for block in blocks for norm in block.adaptive]))
+    biases: Sequence[torch.Tensor | None] = [None] * len(blocks)
+    if time is not None:
+        biases = joined(F.silu(time), [block.time_proj for block in blocks])
+    return [
+        Modulation(bias, tuple(next(styles) for _ in block.adaptive))
+        for bias, block in zip(biases, blocks, strict=True)
+    ]
 
 
 class ResidualBlock(nn.Module):
@@ -35,6 +61,8 @@ class ResidualBlock(nn.Module):
             stored as [in, out], no change of resolution).
         dropout: probability.
         skip_rescale: divide the sum by sqrt 2.
+        skip_low: run an up block's shortcut before its filter.
+        recompute: sides in pixels at which the block keeps its input only.
     """
 
     def __init__(
@@ -49,6 +77,8 @@ class ResidualBlock(nn.Module):
         kind: str = "biggan",
         dropout: float = 0.0,
         skip_rescale: bool = True,
+        skip_low: bool = True,
+        recompute: Collection[int] = (),
     ) -> None:
         super().__init__()
         n_out = n_out or n_in
@@ -56,6 +86,8 @@ class ResidualBlock(nn.Module):
         self.resample_by = resample
         self.dropout = dropout
         self.skip_rescale = skip_rescale
+        self.skip_low = skip_low
+        self.recompute = recompute
         self.norm0 = AdaptiveGroupNorm(group_count(n_in), n_in, latent_width)
         if resample is not None:
             self.resample = Resampler(taps)
@@ -74,26 +106,62 @@ class ResidualBlock(nn.Module):
         elif n_in != n_out or resample is not None:
             self.skip = conv(n_in, n_out, kernel=1)
 
+    @property
+    def adaptive(self) -> tuple[AdaptiveGroupNorm, ...]:
+        """The norms that the latent modulates."""
+        norms = (self.norm0, self.norm1)
+        return tuple(norm for norm in norms if isinstance(norm, AdaptiveGroupNorm))
+
     def forward(
         self,
         x: torch.Tensor,
         time: torch.Tensor | None,
         latent: torch.Tensor,
         drop: DropoutDraws | None = None,
+        modulation: Modulation | None = None,
     ) -> torch.Tensor:
-        """x [N, n_in, H, W], time [N, time_width] or None, latent [N, latent_width]."""
-        if self.resample_by == "down":
-            h, x = self.norm0.resampled(x, latent, self.resample, "down", both=True)
-            x = self._shortcut(x)
-        elif self.resample_by == "up":
-            (h,) = self.norm0.resampled(x, latent, self.resample, "up", both=False)
+        """x [N, n_in, H, W], time [N, time_width] or None, latent [N, latent_width].
+
+        ``modulation`` is what the block's projections make of time and latent, if known already.
+        """
+        if modulation is None:
+            bias = None if time is None else self.time_proj(F.silu(time))
+            modulation = Modulation(bias, tuple(norm.style(latent) for norm in self.adaptive))
+        return keep_or_recompute(
+            self._modulated,
+            x,
+            modulation.time_bias,
+            modulation.styles,
+            drop,
+            side=max(x.shape[2:]) * (2 if self.resample_by == "up" else 1),
+            recompute=self.recompute,
+            torch_random=drop is None and self.training and self.dropout > 0.0,
+        )
+
+    def _modulated(
+        self,
+        x: torch.Tensor,
+        time_bias: torch.Tensor | None,
+        styles: tuple[torch.Tensor, ...],
+        drop: DropoutDraws | None,
+    ) -> torch.Tensor:
+        if self.resample_by is None:
+            h, x = self.norm0.styled(x, styles[0], silu=True), self._shortcut(x)
+        elif self.resample_by == "up" and self.skip_low:
+            (h,) = self.norm0.resampled(x, styles[0], self.resample, "up", both=False)
             x = self._shortcut_up(x)
         else:
-            h, x = self.norm0(x, latent, silu=True), self._shortcut(x)
+            h, x = self.norm0.resampled(
+                x, styles[0], self.resample, self.resample_by, both=True
+            )
+            x = self._shortcut(x)
         h = self.conv0(h)
-        if time is not None:
-            h = h + self.time_proj(F.silu(time))[:, :, None, None]
-        h = self.norm1(h, latent, silu=True)
+        if time_bias is not None:
+            h = h + time_bias[:, :, None, None]
+        if isinstance(self.norm1, AdaptiveGroupNorm):
+            h = self.norm1.styled(h, styles[1], silu=True)
+        else:
+            h = self.norm1(h, silu=True)
         if self.training and self.dropout > 0.0:
             h = F.dropout(h, self.dropout) if drop is None else drop(h, self.dropout, self.number)
         return residual(x, self.conv1(h), self.skip_rescale)

@@ -33,10 +33,12 @@ class DenseDiscriminator(nn.Module):
         )
         self.out = nn.Linear(cfg.hidden, 1)
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor) -> torch.Tensor:
-        """Logits [N, 1]: large where the pair looks real."""
+    def forward(
+        self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor, chunks: int = 1
+    ) -> torch.Tensor:
+        """Logits [N, 1]: large where the pair looks real; ``chunks`` as in ``Discriminator``."""
         time = timestep_embedding(t, self.time_width).to(x_t.dtype)
-        deviation = group_deviation(x_t)[:, None]
+        deviation = group_deviation(x_t, chunks=chunks)[:, None]
         h = torch.cat([x_t.flatten(1), x_next.flatten(1), time, deviation], 1)
         h = F.leaky_relu(self.first(h), 0.2)
         for layer in self.layers:

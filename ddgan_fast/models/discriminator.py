@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,12 @@ from .layers import (
     dense_fan_out,
     final_logits,
     init_fan_out,
+    joined,
+    keep_or_recompute,
     residual,
     timestep_embedding,
 )
+from .rewrites import Rewrites
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -53,20 +57,40 @@ class TimeEmbedding(nn.Module):
 class DiscriminatorBlock(nn.Module):
     """Residual block with a time bias, optionally halving the resolution."""
 
-    def __init__(self, n_in: int, n_out: int, time_width: int, down: bool) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        time_width: int,
+        down: bool,
+        recompute: Collection[int] = (),
+    ) -> None:
         super().__init__()
         self.halves = down
+        self.recompute = recompute
         self.resample = Resampler(TAPS)
         self.conv1 = _conv(n_in, n_out, 3)
         self.conv2 = _conv(n_out, n_out, 3, scale=0.0)
         self.time_proj = dense_fan_out(time_width, n_out)
         self.skip = _conv(n_in, n_out, 1, bias=False)
 
-    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """x [N, n_in, H, W], time [N, time_width]."""
+    def forward(
+        self, x: torch.Tensor, time: torch.Tensor, time_bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x [N, n_in, H, W], time [N, time_width].
+
+        ``time_bias`` [N, n_out] is what the block's projection makes of time, if known already.
+        """
+        if time_bias is None:
+            time_bias = self.time_proj(time)
+        return keep_or_recompute(
+            self._biased, x, time_bias, side=max(x.shape[2:]), recompute=self.recompute
+        )
+
+    def _biased(self, x: torch.Tensor, time_bias: torch.Tensor) -> torch.Tensor:
         # conv1's bias and the time bias enter with the activation, in one pass.
         h = F.conv2d(bias_leaky_relu(x), self.conv1.weight, padding=1)
-        bias = self.time_proj(time) + self.conv1.bias
+        bias = time_bias + self.conv1.bias
         if self.halves:
             h = bias_leaky_relu_down(h, bias, self.resample.taps)
             x = self.resample.down(x)
@@ -75,7 +99,7 @@ class DiscriminatorBlock(nn.Module):
         return residual(self.skip(x), self.conv2(h), True)
 
 
-def group_deviation(h: torch.Tensor, group: int = 4) -> torch.Tensor:
+def group_deviation(h: torch.Tensor, group: int = 4, chunks: int = 1) -> torch.Tensor:
     """The mean deviation over the set of samples that each sample belongs to.
 
     With g = min(N, group) and N divisible by g, sample i belongs to set i mod (N / g), as
@@ -84,32 +108,33 @@ def group_deviation(h: torch.Tensor, group: int = 4) -> torch.Tensor:
     {0, 2, 4} and {1, 3}.
 
     Args:
-        h: [N, ...], N at least 1.
+        h: [N, ...], N at least 1 in each chunk.
         group: samples per set.
+        chunks: equal parts of h that know nothing of each other.
 
     Returns:
         [N], in h's dtype; computed in float32 at least.
     """
-    n = h.shape[0]
+    n = h.shape[0] // chunks
     g = min(n, group)
     sets = math.ceil(n / g)
     wide = h.to(torch.promote_types(h.dtype, torch.float32))
     if n % g == 0:
-        y = wide.reshape(g, sets, -1)
-        variance = (y - y.mean(0)).square().mean(0)
+        y = wide.reshape(chunks, g, sets, -1)
+        variance = (y - y.mean(1, keepdim=True)).square().mean(1)
     else:
-        variance = torch.stack(
-            [wide[m::sets].flatten(1).var(0, correction=0) for m in range(sets)]
-        )
-    return torch.sqrt(variance + 1e-8).mean(1).repeat(g)[:n].to(h.dtype)
+        y = wide.reshape(chunks, n, -1)
+        variance = torch.stack([y[:, m::sets].var(1, correction=0) for m in range(sets)], 1)
+    deviation = torch.sqrt(variance + 1e-8).mean(2)
+    return deviation.repeat(1, g)[:, :n].flatten().to(h.dtype)
 
 
-def minibatch_stddev(h: torch.Tensor, group: int = 4) -> torch.Tensor:
+def minibatch_stddev(h: torch.Tensor, group: int = 4, chunks: int = 1) -> torch.Tensor:
     """h [N, C, H, W] with ``group_deviation`` as one more channel: [N, C + 1, H, W]."""
     n, _, height, width = h.shape
     if n == 0:
         return F.pad(h, (0, 0, 0, 0, 0, 1))
-    value = group_deviation(h, group)[:, None, None, None]
+    value = group_deviation(h, group, chunks)[:, None, None, None]
     return torch.cat([h, value.expand(n, 1, height, width)], 1)
 
 
@@ -119,10 +144,19 @@ class Discriminator(nn.Module):
     Args:
         cfg: the discriminator's configuration, validated.
         num_channels: channels of one image.
+        rewrites: the orders in which it computes; default those of "auto".
+        recompute: resolutions (pixels) whose blocks run again in the backward pass.
     """
 
-    def __init__(self, cfg: DiscriminatorConfig, num_channels: int) -> None:
+    def __init__(
+        self,
+        cfg: DiscriminatorConfig,
+        num_channels: int,
+        rewrites: Rewrites | None = None,
+        recompute: Collection[int] = (),
+    ) -> None:
         super().__init__()
+        self.rewrites = rewrites or Rewrites()
         custom = (cfg.block_mults, cfg.block_downs)
         mults, downs = BLOCKS.get(cfg.kind, custom)
         width = 2 * cfg.ngf
@@ -130,24 +164,30 @@ class Discriminator(nn.Module):
         self.conv_in = _conv(2 * num_channels, width, 1)
         self.blocks = nn.ModuleList()
         for mult, down in zip(mults, downs, strict=True):
-            self.blocks.append(DiscriminatorBlock(width, mult * cfg.ngf, cfg.t_emb_dim, down))
-            width = mult * cfg.ngf
+            n_in, width = width, mult * cfg.ngf
+            self.blocks.append(DiscriminatorBlock(n_in, width, cfg.t_emb_dim, down, recompute))
         self.conv_out = _conv(width + 1, width, 3, scale=1.0 if cfg.kind == "large" else 0.0)
         self.linear_out = dense_fan_out(width, 1)
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor, chunks: int = 1
+    ) -> torch.Tensor:
         """Logits [N, 1]: large where the pair looks real.
 
         Args:
             x_t: [N, C, H, W].
             t: int64 [N].
             x_next: x_{t+1} [N, C, H, W].
+            chunks: equal parts of the batch, each of which gets the logits that it would alone.
         """
         time = self.time_embed(t)
+        biases: Sequence[torch.Tensor | None] = [None] * len(self.blocks)
+        if self.rewrites.joint_styles:
+            biases = joined(time, [block.time_proj for block in self.blocks])
         h = self.conv_in(torch.cat([x_t, x_next], 1))
-        for block in self.blocks:
-            h = block(h, time)
-        h = minibatch_stddev(h)
+        for block, bias in zip(self.blocks, biases, strict=True):
+            h = block(h, time, bias)
+        h = minibatch_stddev(h, chunks=chunks)
         h = F.conv2d(h, self.conv_out.weight, padding=1)
         h = bias_leaky_relu(h, self.conv_out.bias)
         # Summed in float32: 16 values of 512 channels each may leave float16's range.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..config import ModelConfig
-from .blocks import ResidualBlock
+from .blocks import ResidualBlock, joint_modulations
 from .layers import (
     SQRT_HALF,
     AffineGroupNorm,
@@ -23,6 +23,9 @@ from .layers import (
     dense,
     timestep_embedding,
 )
+from .rewrites import Rewrites
+
+BlockRunner = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 
 class DownLevel(nn.Module):
@@ -56,11 +59,20 @@ class Generator(nn.Module):
 
     Args:
         cfg: the model's configuration, validated.
+        rewrites: the orders in which it computes; default those of "auto".
+        recompute: resolutions (pixels) whose blocks run again in the backward pass.
     """
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        rewrites: Rewrites | None = None,
+        recompute: Collection[int] = (),
+    ) -> None:
         super().__init__()
         self.cfg = cfg
+        self.rewrites = rewrites or Rewrites()
+        self.recompute = recompute
         nf = cfg.num_channels_dae
         self.taps = cfg.fir_kernel if cfg.fir else None
         if cfg.embedding_type == "fourier":
@@ -84,6 +96,7 @@ class Generator(nn.Module):
         blocks = [module for module in self.modules() if isinstance(module, ResidualBlock)]
         for number, block in enumerate(blocks):
             block.number = number
+        self.numbered = tuple(blocks)
         if not cfg.conditional:
             # They exist for the sake of the published format, but nothing flows through them.
             for block in blocks:
@@ -103,10 +116,12 @@ class Generator(nn.Module):
             kind=cfg.resblock_type,
             dropout=cfg.dropout,
             skip_rescale=cfg.skip_rescale,
+            skip_low=self.rewrites.skip_low,
+            recompute=self.recompute,
         )
 
     def _attention(self, channels: int) -> Attention:
-        return Attention(channels, self.cfg.skip_rescale)
+        return Attention(channels, self.cfg.skip_rescale, self.rewrites.sdpa)
 
     def _build_down(self, width: int) -> list[int]:
         """Build the levels, finest first; returns the widths of all skip connections."""
@@ -203,15 +218,14 @@ class Generator(nn.Module):
         Returns:
             [N, C, H, W].
         """
-        latent = self.mapping(z)
-        time = self._embed_time(t, x.dtype)
+        run = self._block_runner(t, z, x.dtype, drop)
         if not self.cfg.centered:
             x = 2.0 * x - 1.0
         pyramid = x
         skips = [self.conv_in(x)]
         for level in self.down:
             for i, block in enumerate(level.blocks):
-                h = block(skips[-1], time, latent, drop)
+                h = run(block, skips[-1])
                 if level.attentions:
                     h = level.attentions[i](h)
                 skips.append(h)
@@ -220,12 +234,23 @@ class Generator(nn.Module):
                 if isinstance(level.downsample, Resampler):
                     h = level.downsample.down(h)
                 else:
-                    h = level.downsample(h, time, latent, drop)
+                    h = run(level.downsample, h)
                 h, pyramid = self._join_pyramid(level, h, pyramid)
                 skips.append(h)
         first, attention, second = self.middle
-        h = second(attention(first(skips[-1], time, latent, drop)), time, latent, drop)
-        return self._decode(h, skips, time, latent, drop)
+        h = run(second, attention(run(first, skips[-1])))
+        return self._decode(h, skips, run)
+
+    def _block_runner(
+        self, t: torch.Tensor, z: torch.Tensor, dtype: torch.dtype, drop: DropoutDraws | None
+    ) -> BlockRunner:
+        """A function that runs a block on a tensor, at this time and latent."""
+        latent = self.mapping(z)
+        time = self._embed_time(t, dtype)
+        if not self.rewrites.joint_styles:
+            return lambda block, h: block(h, time, latent, drop)
+        known = joint_modulations(self.numbered, time, latent)
+        return lambda block, h: block(h, time, latent, drop, known[block.number])
 
     def _embed_time(self, t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         if not self.cfg.conditional:
@@ -255,17 +280,12 @@ class Generator(nn.Module):
         return h, pyramid
 
     def _decode(
-        self,
-        h: torch.Tensor,
-        skips: list[torch.Tensor],
-        time: torch.Tensor | None,
-        latent: torch.Tensor,
-        drop: DropoutDraws | None,
+        self, h: torch.Tensor, skips: list[torch.Tensor], run: BlockRunner
     ) -> torch.Tensor:
         out: torch.Tensor | None = None
         for level in self.up:
             for block in level.blocks:
-                h = block(torch.cat([h, skips.pop()], 1), time, latent, drop)
+                h = run(block, torch.cat([h, skips.pop()], 1))
             if level.attention is not None:
                 h = level.attention(h)
             if level.out_conv is not None:
@@ -274,7 +294,7 @@ class Generator(nn.Module):
             if isinstance(level.upsample, Resampler):
                 h = level.upsample.up(h)
             elif level.upsample is not None:
-                h = level.upsample(h, time, latent, drop)
+                h = run(level.upsample, h)
         if out is None:
             out = self.out_conv(self.out_norm(h, silu=True))
         return torch.tanh(out) if self.cfg.tanh else out

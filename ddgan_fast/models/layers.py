@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..kernels import ada_group_norm_silu, ada_group_norm_silu_resample, philox, upfirdn2d
 
@@ -88,6 +90,13 @@ def dense_fan_out(n_in: int, n_out: int) -> nn.Linear:
     return layer
 
 
+def joined(x: torch.Tensor, layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, ...]:
+    """What each of these layers makes of x [N, in], by one matrix product."""
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    return F.linear(x, weight, bias).split([layer.out_features for layer in layers], 1)
+
+
 def group_count(channels: int) -> int:
     """Groups of every group norm in the generator."""
     return min(channels // 4, 32)
@@ -151,18 +160,22 @@ class AdaptiveGroupNorm(nn.Module):
             self.style.bias[:channels] = 1.0
 
     def forward(self, x: torch.Tensor, latent: torch.Tensor, silu: bool = False) -> torch.Tensor:
-        scale, shift = self.style(latent).chunk(2, 1)
+        return self.styled(x, self.style(latent), silu)
+
+    def styled(self, x: torch.Tensor, style: torch.Tensor, silu: bool) -> torch.Tensor:
+        """With scale and shift given, side by side in ``style`` [N, 2 C]."""
+        scale, shift = style.chunk(2, 1)
         return ada_group_norm_silu(x, scale, shift, self.groups, silu=silu)
 
     def resampled(
-        self, x: torch.Tensor, latent: torch.Tensor, by: Resampler, direction: str, both: bool
+        self, x: torch.Tensor, style: torch.Tensor, by: Resampler, direction: str, both: bool
     ) -> tuple[torch.Tensor, ...]:
         """With SiLU, then resampled "up" or "down"; followed by the resampled x when ``both``."""
         if not by.fir:
             change = by.up if direction == "up" else by.down
-            h = change(self(x, latent, silu=True))
+            h = change(self.styled(x, style, silu=True))
             return (h, change(x)) if both else (h,)
-        scale, shift = self.style(latent).chunk(2, 1)
+        scale, shift = style.chunk(2, 1)
         h, skip = ada_group_norm_silu_resample(
             x, scale, shift, self.groups, by.taps, resample=direction, both=both
         )
@@ -175,9 +188,7 @@ class AffineGroupNorm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(group_count(channels), channels, eps=1e-6)
 
-    def forward(
-        self, x: torch.Tensor, latent: torch.Tensor | None = None, silu: bool = False
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, silu: bool = False) -> torch.Tensor:
         n = x.shape[0]
         scale, shift = self.weight.expand(n, -1), self.bias.expand(n, -1)
         return ada_group_norm_silu(x, scale, shift, self.num_groups, eps=self.eps, silu=silu)
@@ -199,8 +210,9 @@ class NetworkInNetwork(nn.Module):
 class Attention(nn.Module):
     """Single-head self-attention over all positions, with a residual connection."""
 
-    def __init__(self, channels: int, skip_rescale: bool = True) -> None:
+    def __init__(self, channels: int, skip_rescale: bool = True, fused: bool = True) -> None:
         super().__init__()
+        self.fused = fused
         self.norm = AffineGroupNorm(channels)
         self.query = NetworkInNetwork(channels, channels)
         self.key = NetworkInNetwork(channels, channels)
@@ -216,9 +228,37 @@ class Attention(nn.Module):
             layer(h).permute(0, 2, 3, 1).reshape(n, 1, height * width, c)
             for layer in (self.query, self.key, self.value)
         )
-        h = F.scaled_dot_product_attention(q, k, v)
+        if self.fused:
+            h = F.scaled_dot_product_attention(q, k, v)
+        else:
+            h = (q @ k.transpose(2, 3) * c**-0.5).softmax(-1) @ v
         h = self.out(h.reshape(n, height, width, c).permute(0, 3, 1, 2))
         return residual(x, h, self.skip_rescale)
+
+
+def keep_or_recompute(
+    function: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    *rest: Any,
+    side: int,
+    recompute: Collection[int],
+    torch_random: bool = False,
+) -> torch.Tensor:
+    """function(x, *rest); its intermediate results are not kept when ``side`` is to be recomputed.
+
+    Args:
+        function: a block's arithmetic.
+        x: its input [N, C, H, W].
+        rest: further arguments.
+        side: the block's larger side in pixels.
+        recompute: the sides whose blocks run again in the backward pass.
+        torch_random: it draws from torch's generator, which must then repeat itself.
+    """
+    if side not in recompute or not torch.is_grad_enabled():
+        return function(x, *rest)
+    return checkpoint(
+        function, x, *rest, use_reentrant=False, preserve_rng_state=torch_random
+    )
 
 
 def residual(x: torch.Tensor, h: torch.Tensor, rescale: bool) -> torch.Tensor:

@@ -73,6 +73,9 @@ class PointDiscriminator(nn.Module):
         width = self.features.width + dim + cfg.t_emb_dim
         self.layers = _mlp([width, *[cfg.hidden] * cfg.hidden_layers, 1])
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor, chunks: int = 1
+    ) -> torch.Tensor:
+        """Logits [N, 1]; no sample knows of another, so ``chunks`` changes nothing."""
         time = timestep_embedding(t, self.time_width).to(x_t.dtype)
         return _run(self.layers, torch.cat([self.features(x_t), x_next, time], 1))

@@ -14,7 +14,7 @@ from ..data.device import to_model_input
 from ..data.torch_loader import Batch
 from ..diffusion import Diffusion
 from ..kernels import philox
-from ..models import build_discriminator, build_generator
+from ..models import Rewrites, build_discriminator, build_generator
 from ..models.layers import set_memory_format
 from . import run_state
 from .ema import WeightAverage
@@ -75,6 +75,7 @@ class Engine:
             cfg.loss.r1_gamma,
             wrap=self.ranks.wrap,
             autocast=self.precision.autocast,
+            joint=Rewrites.parse(cfg.run.rewrites).joint_d,
         )
         self.optimizers = {
             "generator": self._adam(self.generator, cfg.optim.lr_g),

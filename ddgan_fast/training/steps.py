@@ -88,13 +88,15 @@ class DiscriminatorLoss(nn.Module):
     """E softplus(-D(real)) + E softplus(D(fake)) [+ gamma/2 E |grad D(real)|^2] as one number.
 
     One loss means one backward pass: the real pass is traversed once for its loss and for R1, and
-    DistributedDataParallel around this module reduces once.
+    DistributedDataParallel around this module reduces once. With ``joint`` real and fake images
+    pass through D as one batch wherever R1 is not applied, whose gradient needs the real ones only.
     """
 
-    def __init__(self, discriminator: nn.Module, r1_gamma: float) -> None:
+    def __init__(self, discriminator: nn.Module, r1_gamma: float, joint: bool = False) -> None:
         super().__init__()
         self.discriminator = discriminator
         self.r1_gamma = r1_gamma
+        self.joint = joint
 
     def forward(
         self,
@@ -110,8 +112,12 @@ class DiscriminatorLoss(nn.Module):
         With ``penalize``, x_t must be a leaf requiring grad. ``scale`` [] lifts R1's inner gradient
         into float16's range; it is divided out before squaring.
         """
-        real = self.discriminator(x_t, t, x_next)
-        fake = self.discriminator(fake_x_t, t, x_next)
+        if self.joint and not penalize:
+            pairs = (torch.cat(two) for two in ((x_t, fake_x_t), (t, t), (x_next, x_next)))
+            real, fake = self.discriminator(*pairs, chunks=2).chunk(2)
+        else:
+            real = self.discriminator(x_t, t, x_next)
+            fake = self.discriminator(fake_x_t, t, x_next)
         loss_real, loss_fake = _softplus(-real), _softplus(fake)
         stats = {"D/real": loss_real.detach(), "D/fake": loss_fake.detach()}
         loss = loss_real.mean() + loss_fake.mean()
@@ -197,6 +203,7 @@ class TrainStep:
         r1_gamma: weight of the R1 penalty.
         wrap: what turns a loss module into a data-parallel one; default none.
         autocast: context for the forward passes; default none.
+        joint: let D see real and fake images as one batch in steps without R1.
     """
 
     def __init__(
@@ -208,13 +215,14 @@ class TrainStep:
         *,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         autocast: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
+        joint: bool = False,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
         self.diffusion = diffusion
         self._d_parameters = [p for p in discriminator.parameters() if p.requires_grad]
         wrap = wrap or (lambda module: module)
-        d_loss = Compilable(DiscriminatorLoss(discriminator, r1_gamma))
+        d_loss = Compilable(DiscriminatorLoss(discriminator, r1_gamma, joint))
         g_loss = Compilable(GeneratorLoss(generator, discriminator, diffusion))
         self.fake = Compilable(Denoiser(generator, diffusion))
         self.parts = [d_loss, g_loss, self.fake]

@@ -20,6 +20,7 @@ from . import choosing, run_state
 from .checkpoint import CheckpointError, latest_state, load_state, save_ema, save_state
 from .engine import Engine
 from .guard import Preemption
+from .memory import fit_micro_batch
 from .monitor import Monitor
 from .parallel import Ranks, start
 from .preview import Preview
@@ -97,6 +98,8 @@ class Run:
         self.engine = Engine(cfg, ranks, index.to(ranks.device))
         notes: list[str] = []
         self._resume(notes.append)
+        if cfg.run.micro_batch == "auto":
+            notes.append(fit_micro_batch(self.engine))
         self.monitor: Monitor | None = None
         if ranks.rank == 0:
             self.monitor = stack.enter_context(
