@@ -8,6 +8,7 @@ import torch.distributed as dist
 from tiny_runs import record, tiny
 from torch.nn.parallel import DistributedDataParallel
 
+from ddgan_fast.config import load_config
 from ddgan_fast.training import memory
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.footprint import Memory
@@ -291,6 +292,28 @@ def test_a_trial_waits_for_no_other_rank(tmp_path):
         assert reductions
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_too_small(tmp_path):
+    """A real search, under a limit of 3 GB."""
+    cfg = load_config("cifar10", {"run.micro_batch": "auto", "run.dir": str(tmp_path)})
+    device = torch.device("cuda", 0)
+    total = torch.cuda.get_device_properties(device).total_memory
+    index = torch.arange(cfg.run.batch_size, device=device)
+    engine = Engine(cfg, Ranks(0, 1, device), index)
+    before = everything(engine)
+    torch.cuda.set_per_process_memory_fraction(3e9 / total, device)
+    try:
+        note = fit_micro_batch(engine)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    assert "(tried)" in note
+    size = len(index) // engine.micros
+    assert size < 256 and size % 4 == 0
+    now = dict(engine.generator.named_parameters())
+    for (name, value), old in zip(now.items(), before, strict=False):
+        assert torch.equal(value, old), name
 
 
 def test_points_fit(tmp_path):
