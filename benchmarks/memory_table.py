@@ -35,7 +35,7 @@ def row(preset: str) -> list[str]:
     images = PUBLISHED[preset]
     cfg = load_config(preset)
     plain = estimate_memory(cfg, images, PRECISION)
-    row = [f"`{preset}`", str(images)]
+    row = [preset, str(images)]
     row += [_size(n) for n in (plain.weights, plain.gradients, plain.adam, plain.ema)]
     row += [_size(plain.activations), f"**{_size(plain.total)}**"]
     sides = finest(cfg)

@@ -13,9 +13,9 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 def rows():
     part = README.split(memory_table.BEGIN)[1].split(memory_table.END)[0]
     return {
-        line.split("`")[1]: [cell.strip() for cell in line.strip("| ").split("|")]
-        for line in part.splitlines()
-        if line.startswith("| `")
+        line.split("|")[1].strip(): [cell.strip() for cell in line.strip("| ").split("|")]
+        for line in part.splitlines()[3:]
+        if line.startswith("|") and "---" not in line
     }
 
 
