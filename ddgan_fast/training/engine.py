@@ -21,7 +21,7 @@ from .ema import WeightAverage
 from .graphs import WARM_UP, WARM_UP_RANKS, CudaRecorder, Recorder, StepGraphs
 from .guard import FiniteGuard, step_unless
 from .monitor import DeviceStats
-from .optim import cosine_rate, make_adam, set_rate
+from .optim import adam_tensors, cosine_rate, make_adam, set_rate
 from .parallel import Ranks
 from .precision import Precision
 from .steps import DRAWS_PER_STEP, MicroBatch, TrainStep, counter_draws
@@ -244,8 +244,7 @@ class Engine:
         tensors += self.discriminator.parameters()
         tensors += self.ema.average
         for optimizer in self.optimizers.values():
-            for entry in optimizer.state.values():
-                tensors += [value for value in entry.values() if isinstance(value, torch.Tensor)]
+            tensors += adam_tensors(optimizer)
         for scale in self.scales.values():
             tensors += [] if scale is None else scale.tensors()
         tensors += [self.step_on_device, *self.guard.tensors(), *self.stats.tensors()]
