@@ -18,7 +18,7 @@ from ddgan_fast.training.checkpoint import load_state, save_state
 from ddgan_fast.training.divergence import Detector, Sign
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.faults import read_faults
-from ddgan_fast.training.guard import NonFiniteError
+from ddgan_fast.training.guard import FiniteGuard, NonFiniteError
 from ddgan_fast.training.rollback import DivergedError
 from ddgan_fast.training.steps import DiscriminatorLoss
 
@@ -239,7 +239,10 @@ def test_a_heuristic_does_not_end_a_run(tmp_path, monkeypatch, capsys, kind):
 
 def test_a_heuristic_takes_a_run_back(tmp_path, monkeypatch):
     signs(monkeypatch, "grown", at=8)
+    told = []
+    monkeypatch.setattr(Detector, "go_back", lambda self, step: told.append(step))
     train(tiny(tmp_path / "run", **COMMON))
+    assert told == [4]
     state = final_state(tmp_path / "run")
     assert state["step"] == 12 and state["returns"] == {"count": 1, "ahead": 4, "last": 4}
 
@@ -287,6 +290,25 @@ def test_statistics_by_timestep(tmp_path):
     for name in ("D/real_acc", "D/fake_acc"):
         assert 0 <= line[name] <= 1
     assert line["G/ema_distance"] > 0
+
+
+def test_only_losses_count_as_losses_of_an_update(tmp_path, monkeypatch):
+    update, check, seen = Engine.update, FiniteGuard.check, []
+
+    def watched(engine, name, stats, t):
+        seen.append((name, stats))
+        update(engine, name, stats, t)
+
+    def checked(guard, step, name, grads, losses, *rest, **options):
+        seen.append((name, losses))
+        return check(guard, step, name, grads, losses, *rest, **options)
+
+    monkeypatch.setattr(Engine, "update", watched)
+    monkeypatch.setattr(FiniteGuard, "check", checked)
+    train(tiny(tmp_path / "run", run__steps=1))
+    (_, d), (_, d_losses), (_, g), (_, g_losses) = seen
+    assert torch.equal(d_losses, d["D/real"] + d["D/fake"])
+    assert torch.equal(g_losses, g["G/loss"])
 
 
 def test_accuracy_and_penalty_of_each_sample():
