@@ -203,9 +203,10 @@ class Run:
             return
         clock = TickClock(self.loader)
         saved_at = self.step
-        batch: Batch | None = next(self.loader)
-        choosing.settle(self.engine, batch, run.steps - self.step, self.say)
+        first = next(self.loader)
+        choosing.settle(self.engine, first, run.steps - self.step, self.say)
         clock.restart()
+        batch: Batch | None = first
         while self.step < run.steps:
             self.engine.take_step(batch or next(self.loader))
             batch = None
