@@ -27,8 +27,8 @@ _EPILOG = """\
 The providers take turns in one process, after a check that their results agree; without agreement
 nothing is timed. Medians and 20th and 80th percentiles over --steps rounds.
 
-``bench kernels`` times the ops alone, ``bench loader`` the ways of the data. They have options of
-their own: bench kernels --help, bench loader --help.
+``bench kernels`` times the ops alone, ``bench loader`` the ways of the data; ``bench scaling``
+predicts a step on many GPUs. They have options of their own: bench kernels --help and so on.
 
 example:
   ddgan-fast bench step --preset cifar10 --batch 4 --baseline reference --json step.json
@@ -45,6 +45,10 @@ def main(argv: Sequence[str]) -> int:
         from . import loader
 
         return loader.main(argv[1:])
+    if argv and argv[0] == "scaling":
+        from . import scaling
+
+        return scaling.main(argv[1:])
     arguments = _parse(argv)
     output = Path(arguments.json) if arguments.json else None
     if output is not None and not output.parent.is_dir():

@@ -222,9 +222,9 @@ class RunConfig:
     timeout_s: float = 600.0
     """Seconds that a rank waits for the others before all of them stop."""
     on_divergence: str = "stop"
-    """"stop", or "rollback": return to the last good state and skip the data that followed."""
+    """"stop", or "rollback": return to the last good state, then take new data and noise."""
     max_rollbacks: int = 3
-    """Stop when this many returns did not help."""
+    """Returns to an earlier state that a run may make; at the next sign it stops."""
     threads: int | None = None
     """CPU threads of torch in each process; default torch's own choice."""
     channels_last: bool = True

@@ -41,6 +41,15 @@ class WeightAverage:
         return dict(zip(self.names, values, strict=True))
 
     @torch.no_grad()
+    def distance(self) -> torch.Tensor:
+        """l2 distance of the average from the weights over the weights' norm, [] on the device."""
+        # One tensor after the other: all differences at once would take the weights' memory again.
+        pairs = list(zip(self.average or self.parameters, self.parameters, strict=True))
+        apart = torch.stack([torch.linalg.vector_norm(a - p) for a, p in pairs])
+        norms = torch.stack([torch.linalg.vector_norm(p) for p in self.parameters])
+        return torch.linalg.vector_norm(apart) / torch.linalg.vector_norm(norms)
+
+    @torch.no_grad()
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Continue from saved averages; tensors that exist are filled in place."""
         if not self.average:

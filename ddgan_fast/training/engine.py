@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from .ema import WeightAverage
 from .graphs import WARM_UP, WARM_UP_RANKS, CudaRecorder, Recorder, StepGraphs
 from .guard import FiniteGuard, step_unless
 from .monitor import DeviceStats
-from .optim import cosine_rate, make_adam, set_rate
+from .optim import adam_tensors, cosine_rate, make_adam, set_rate
 from .parallel import Ranks
 from .precision import Precision
-from .steps import DRAWS_PER_STEP, MicroBatch, TrainStep, counter_draws
+from .rollback import Returns
+from .steps import DRAWS_PER_STEP, LOSSES, MicroBatch, TrainStep, counter_draws
 
 NETWORKS = {"D": "discriminator", "G": "generator"}
 
@@ -42,6 +44,7 @@ class Engine:
 
     Attributes:
         step: finished steps.
+        returns: to earlier states; the data of a step must be ``returns.ahead`` steps ahead.
         mode: "eager", "compile", "graph" or "compile+graph".
     """
 
@@ -53,6 +56,8 @@ class Engine:
         self._build_networks()
         self.step = 0
         self.step_on_device = torch.tensor([0], device=ranks.device)
+        self.returns = Returns()
+        self._ahead = torch.tensor([0], device=ranks.device)
         self.guard = FiniteGuard(ranks.device, cfg.run.max_skipped)
         self.stats = DeviceStats(ranks.device)
         self.scales = {name: self.precision.loss_scale(ranks.device) for name in NETWORKS}
@@ -144,7 +149,8 @@ class Engine:
 
     def seeds(self) -> dict[str, torch.Tensor]:
         """Seeds of the current step's draws, by network."""
-        seeds = philox.step_seeds(self.cfg.run.seed, self.step_on_device, DRAWS_PER_STEP)
+        position = self.step_on_device + self._ahead
+        seeds = philox.step_seeds(self.cfg.run.seed, position, DRAWS_PER_STEP)
         return dict(zip(NETWORKS, seeds.chunk(2), strict=True))
 
     def micro_batches(
@@ -168,7 +174,7 @@ class Engine:
         optimizer, scale = self.optimizers[NETWORKS[name]], self.scales[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        losses = torch.stack([value for key, value in stats.items() if key != "D/r1"]).sum(0)
+        losses = torch.stack([value for key, value in stats.items() if key in LOSSES]).sum(0)
         excused = None
         if scale is not None:
             scale.unscale(gradients)
@@ -244,8 +250,7 @@ class Engine:
         tensors += self.discriminator.parameters()
         tensors += self.ema.average
         for optimizer in self.optimizers.values():
-            for entry in optimizer.state.values():
-                tensors += [value for value in entry.values() if isinstance(value, torch.Tensor)]
+            tensors += adam_tensors(optimizer)
         for scale in self.scales.values():
             tensors += [] if scale is None else scale.tensors()
         tensors += [self.step_on_device, *self.guard.tensors(), *self.stats.tensors()]
@@ -258,6 +263,8 @@ class Engine:
         for name, scale in self.scales.items():
             if scale is not None:
                 content.setdefault("loss_scales", {})[name] = scale.tensors()
+        if self.returns.count:
+            content["returns"] = asdict(self.returns)
         return content
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -270,6 +277,13 @@ class Engine:
                 own.copy_(value)
         self.step = int(saved["step"])
         self.step_on_device.fill_(self.step)
+        self.returns = Returns.of(saved)
+        self._ahead.fill_(self.returns.ahead)
+
+    def go_back(self, saved: dict[str, Any], returns: Returns) -> None:
+        """Put an earlier state of this run back, and forget which updates were skipped."""
+        self.restore({**saved, "returns": asdict(returns)})
+        self.guard.reset()
 
 
 def micro_count(local_batch: int, micro_batch: int | str | None) -> int:

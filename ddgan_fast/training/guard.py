@@ -15,6 +15,7 @@ from torch import Tensor
 from . import apex_adam
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NOTHING = [0, -1, -1, -1, 0, -1]
 _NETWORKS = {"D": "discriminator", "G": "generator"}
 
 
@@ -63,7 +64,15 @@ class Preemption:
 
 
 class NonFiniteError(RuntimeError):
-    """Too many updates were skipped because the gradient was not finite."""
+    """Too many updates were skipped because the gradient was not finite.
+
+    Attributes:
+        step: the first of them.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class FiniteGuard:
@@ -83,7 +92,12 @@ class FiniteGuard:
         self.grad_norm: dict[str, Tensor] = {}
         # Skipped steps, the last of them, and of the first: step, network, loss, timestep.
         # float64 holds every step number exactly.
-        self._record = torch.tensor([0, -1, -1, -1, 0, -1], dtype=torch.float64, device=device)
+        self._record = torch.tensor(_NOTHING, dtype=torch.float64, device=device)
+        self._reported = 0
+
+    def reset(self) -> None:
+        """Forget what was skipped."""
+        self._record.copy_(self._record.new_tensor(_NOTHING))
         self._reported = 0
 
     @torch.no_grad()
@@ -166,7 +180,8 @@ class FiniteGuard:
                 f"{what}, and {skipped:.0f} steps were skipped since the last good tick, more than "
                 f"the {self.max_skipped} allowed by run.max_skipped: the last good state is kept, "
                 "so start the same command again with a lower optim.lr_g and optim.lr_d, a higher "
-                "loss.r1_gamma or run.precision fp32"
+                "loss.r1_gamma or run.precision fp32",
+                int(step),
             )
         return f"Skipped {new} step{'s' if new > 1 else ''}: {what}."
 

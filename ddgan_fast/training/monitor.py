@@ -185,6 +185,13 @@ class Monitor:
         if self._board:
             self._board.image(name, step, image)
 
+    def go_back(self, step: int) -> None:
+        """The run goes on from an earlier step: records beyond it are dropped."""
+        self._last_step = step
+        self._log.go_back(step)
+        if self._board:
+            self._board.go_back(step)
+
     def say(self, text: str) -> None:
         """Print a line, above the bar where there is one; nothing with ``console=False``."""
         self._console.say(text)

@@ -88,6 +88,14 @@ def set_rate(optimizer: Optimizer, value: float) -> None:
             group["lr"] = value
 
 
+def adam_tensors(optimizer: Optimizer) -> list[torch.Tensor]:
+    """Everything that steps change beside the parameters, for who puts it back in place."""
+    entries = [*optimizer.state.values(), *optimizer.param_groups]
+    names = (*_MOMENTS, "step")
+    found = [entry[name] for entry in entries for name in names if name in entry]
+    return [value for value in found if isinstance(value, torch.Tensor)]
+
+
 def adam_state(optimizer: Optimizer) -> dict[str, Any]:
     """Moments and step counts in the layout of torch's Adam, whichever implementation it is.
 

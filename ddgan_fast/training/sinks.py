@@ -31,15 +31,23 @@ class LogFile:
     def __init__(self, path: Path, start_step: int, say: Say) -> None:
         self._path = path
         self._say = say
-        if path.exists():
-            old = path.read_bytes()
+        self._open(start_step)
+
+    def _open(self, start_step: int) -> None:
+        if self._path.exists():
+            old = self._path.read_bytes()
             kept = b"".join(
                 line for line in old.splitlines(keepends=True) if _belongs(line, start_step)
             )
             if kept != old:
-                with atomic_open(path) as file:
+                with atomic_open(self._path) as file:
                     file.write(kept)
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - stays open until close()
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - open until close()
+
+    def go_back(self, step: int) -> None:
+        """Drop the lines beyond ``step``."""
+        self._file.close()
+        self._open(step)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line at once; when the disk is full, say so and leave the file as it was."""
@@ -61,18 +69,31 @@ class TensorBoard:
     """Event files; says so and is silent without the package or when they cannot be written."""
 
     def __init__(self, folder: Path, start_step: int, say: Say) -> None:
+        self._folder = folder
         self._say = say
         self._writer: Any = None
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            self._open(start_step)
         except ImportError as error:
             say(
                 f"No TensorBoard events are written ({error}): install tensorboard, or set "
                 "run.tensorboard to false."
             )
-            return
+
+    def _open(self, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         # Hides events beyond the step where the run goes on; they come again.
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
+        self._writer = SummaryWriter(str(self._folder), purge_step=start_step + 1)
+
+    def go_back(self, step: int) -> None:
+        """Hide the events beyond ``step``."""
+
+        def reopen() -> None:
+            self._writer.close()
+            self._open(step)
+
+        self._guarded(reopen)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         def write() -> None:

@@ -47,6 +47,9 @@ class Draws:
 _T, _PAIR, _Z, _POSTERIOR, _DROP = range(5)
 DRAWS_PER_STEP = 10
 
+# The per-sample statistics that are losses.
+LOSSES = ("D/real", "D/fake", "G/loss")
+
 
 def counter_draws(
     seeds: torch.Tensor, index: torch.Tensor, num_timesteps: int, nz: int, dtype: torch.dtype
@@ -119,7 +122,12 @@ class DiscriminatorLoss(nn.Module):
             real = self.discriminator(x_t, t, x_next)
             fake = self.discriminator(fake_x_t, t, x_next)
         loss_real, loss_fake = _softplus(-real), _softplus(fake)
-        stats = {"D/real": loss_real.detach(), "D/fake": loss_fake.detach()}
+        stats = {
+            "D/real": loss_real.detach(),
+            "D/fake": loss_fake.detach(),
+            "D/real_acc": _share(real > 0),
+            "D/fake_acc": _share(fake < 0),
+        }
         loss = loss_real.mean() + loss_fake.mean()
         if penalize:
             with without_autocast(x_t.device):
@@ -132,6 +140,7 @@ class DiscriminatorLoss(nn.Module):
                 gradient = gradient / factor
             penalty = gradient.square().flatten(1).sum(1)
             stats["D/r1"] = penalty.detach()
+            stats["D/r1_norm"] = penalty.detach().sqrt()
             loss = loss + 0.5 * self.r1_gamma * penalty.mean()
         return loss, stats
 
@@ -191,6 +200,11 @@ def _softplus(logits: torch.Tensor) -> torch.Tensor:
     return F.softplus(logits.to(wide)).flatten()
 
 
+def _share(right: torch.Tensor) -> torch.Tensor:
+    """1 where the sign of a logit is right, else 0, [N]."""
+    return right.detach().flatten().to(torch.float32)
+
+
 class TrainStep:
     """The two updates of one training step.
 
@@ -236,7 +250,9 @@ class TrainStep:
         """Set D's gradients, times ``scale`` []; ``penalize`` adds R1 to the loss.
 
         Returns:
-            Detached per-sample statistics [N]: "D/real", "D/fake", and "D/r1" with the penalty.
+            Detached per-sample statistics [N]: losses "D/real" and "D/fake", "D/real_acc" and
+            "D/fake_acc" (1 where the logit's sign is right), and with the penalty "D/r1" and its
+            root "D/r1_norm".
         """
         self.discriminator.zero_grad(set_to_none=True)
         collected = []

@@ -24,6 +24,8 @@ from .memory import fit_micro_batch
 from .monitor import Monitor
 from .parallel import Ranks, start
 from .preview import Preview
+from .rollback import Returns
+from .watch import Watch
 
 # Steps between two votes of several ranks on whether to stop; one process looks at every step.
 _VOTE_EVERY = 10
@@ -68,7 +70,7 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
             stack.enter_context(run_state.only_run_in(run_dir))
         stop = stack.enter_context(Preemption())
         run = Run(cfg, dataset, ranks, run_dir, quiet, stack)
-        with run.engine.precision.settings():
+        with run.engine.precision.settings(), run.watch.errors():
             run.loop(stop)
         return RunResult(
             run_dir, run.step, run.step >= cfg.run.steps, time.perf_counter() - began
@@ -97,10 +99,10 @@ class Run:
         index = torch.from_numpy(self.plan.positions(0, ranks.rank, ranks.world))
         self.engine = Engine(cfg, ranks, index.to(ranks.device))
         notes: list[str] = []
-        self._resume(notes.append)
+        self.monitor: Monitor | None = None
+        self.watch = Watch(self, self._resume(notes.append), notes.append)
         if cfg.run.micro_batch == "auto":
             notes.append(fit_micro_batch(self.engine))
-        self.monitor: Monitor | None = None
         if ranks.rank == 0:
             self.monitor = stack.enter_context(
                 Monitor(
@@ -114,19 +116,8 @@ class Run:
             )
             save_yaml(cfg, run_dir / "config.yaml")
         self._introduce(notes)
-        self.loader = stack.enter_context(
-            make_loader(
-                self.dataset,
-                self.plan,
-                ranks.device,
-                ranks.rank,
-                ranks.world,
-                self.step,
-                loader=cfg.data.loader,
-                cache=cfg.data.cache,
-                dali_device=cfg.data.dali_device,
-            )
-        )
+        self._loaders = stack.enter_context(contextlib.ExitStack())
+        self.loader = self._open_loader()
         self.say(self.loader.note)
         self.preview = Preview(self, stack)
 
@@ -135,8 +126,34 @@ class Run:
         """Finished steps."""
         return self.engine.step
 
-    def _resume(self, say: Callable[[str], None]) -> None:
-        """Load the newest good state on every rank, if there is one."""
+    def _open_loader(self) -> Loader:
+        data, ranks = self.cfg.data, self.ranks
+        return self._loaders.enter_context(
+            make_loader(
+                self.dataset,
+                self.plan,
+                ranks.device,
+                ranks.rank,
+                ranks.world,
+                self.step + self.engine.returns.ahead,
+                loader=data.loader,
+                cache=data.cache,
+                dali_device=data.dali_device,
+            )
+        )
+
+    def go_back(self, saved: dict[str, Any], returns: Returns) -> None:
+        """Go on from an earlier state, with data and draws from where ``returns`` says."""
+        self.engine.go_back(saved, returns)
+        self._loaders.close()
+        self.loader = self._open_loader()
+        if self.monitor is not None:
+            self.monitor.go_back(self.step)
+        # From here on a restart knows of the return.
+        self._save(self.step, must=False)
+
+    def _resume(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """Load the newest good state on every rank, if there is one, and return it."""
         # Rank 0 alone looks and cleans up, so that all ranks load the same file, or none.
         found, problem = None, None
         if self.ranks.rank == 0:
@@ -148,13 +165,14 @@ class Run:
         if problem:
             raise CheckpointError(problem)
         if path is None:
-            return
+            return None
         if found is None:
             found = Path(path), load_state(path)
         saved: dict[str, Any] = found[1]
         run_state.check(saved, self.cfg, self.dataset.digest, self.run_dir, say)
         self.engine.restore(saved)
         say(f"Going on from {path}.")
+        return saved
 
     def _introduce(self, notes: list[str]) -> None:
         g, d = (
@@ -185,9 +203,10 @@ class Run:
             return
         clock = TickClock(self.loader)
         saved_at = self.step
-        batch: Batch | None = next(self.loader)
-        choosing.settle(self.engine, batch, run.steps - self.step, self.say)
+        first = next(self.loader)
+        choosing.settle(self.engine, first, run.steps - self.step, self.say)
         clock.restart()
+        batch: Batch | None = first
         while self.step < run.steps:
             self.engine.take_step(batch or next(self.loader))
             batch = None
@@ -196,30 +215,36 @@ class Run:
                 stopping = self.ranks.any(stop.requested)
             last = stopping or self.step >= run.steps
             saving = last or self.step % run.checkpoint_every == 0
-            if saving or self.step % run.tick == 0:
-                self._tick(clock)
+            if (saving or self.step % run.tick == 0) and self._tick(clock):
+                clock, saved_at = TickClock(self.loader), self.step
+                continue
             if saving:
                 saved_at = self._save(saved_at, must=last)
             if run.sample_every and (self.step % run.sample_every == 0 or last):
                 self.preview.draw()
             clock.resume()
             if stopping:
-                self.say(
+                sentence = (
                     f"Stopped by {stop.signal_name or 'a signal on another rank'} after step "
                     f"{self.step:,}; the state is saved. The same command goes on from here."
                 )
+                self.say(sentence)
+                self.watch.fault("signal", sentence)
                 return
 
-    def _tick(self, clock: TickClock) -> None:
-        """The one place where the host reads from the device."""
-        message = self.engine.guard.at_tick()
+    def _tick(self, clock: TickClock) -> bool:
+        """The one place where the host reads from the device.
+
+        Returns:
+            Whether the run has gone back to an earlier step.
+        """
         values = self.engine.stats.read(reduce=self.ranks.world > 1)
         seconds, waited = clock.read()
         if self.monitor is not None:
             rates = {name: self.engine.learning_rate(name) for name in ("D", "G")}
-            self.monitor.tick(self.step, values, seconds=seconds, wait_seconds=waited, lr=rates)
-        if message:
-            self.say(message)
+            shown = {**values, "G/ema_distance": float(self.engine.ema.distance())}
+            self.monitor.tick(self.step, shown, seconds=seconds, wait_seconds=waited, lr=rates)
+        return self.watch.look(values)
 
     def _save(self, saved_at: int, must: bool) -> int:
         """Write snapshot and state on rank 0; returns the step of the newest state."""
@@ -237,6 +262,7 @@ class Run:
             return self.step
         if must:
             raise CheckpointError(f"{failed} (the newest state is that of step {saved_at}).")
+        self.watch.fault("save", failed)
         self.say(f"Could not save: {failed}. Training goes on; the next checkpoint tries again.")
         return saved_at
 

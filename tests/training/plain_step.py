@@ -104,8 +104,10 @@ def plain_discriminator_step(generator, discriminator, diffusion, images, draws,
     softplus(fake).mean().backward()
     generator.zero_grad()
     values = {"D/real": softplus(-real).flatten(), "D/fake": softplus(fake).flatten()}
+    values["D/real_acc"] = (real > 0).flatten().float()
+    values["D/fake_acc"] = (fake < 0).flatten().float()
     if penalize:
-        values["D/r1"] = penalty
+        values |= {"D/r1": penalty, "D/r1_norm": penalty.sqrt()}
     return values, gradients(discriminator)
 
 

@@ -13,7 +13,13 @@ from torch import nn
 
 from ddgan_fast.training import apex_adam
 from ddgan_fast.training.guard import step_unless
-from ddgan_fast.training.optim import adam_state, load_adam_state, make_adam, set_rate
+from ddgan_fast.training.optim import (
+    adam_state,
+    adam_tensors,
+    load_adam_state,
+    make_adam,
+    set_rate,
+)
 
 # As documented: one step count per group; the capturable kind asks a GradScaler whether to skip,
 # and counts a step by the verdict on the one before.
@@ -222,3 +228,5 @@ def test_the_rate_and_the_count_stay_the_same_tensors(packages, monkeypatch):
     load_adam_state(optimizer, adam_state(optimizer))
     assert group["lr"] is rate and group["step"] is count and count.item() == 2
     assert rate.item() == pytest.approx(3e-2 / 3)
+    assert any(tensor is count for tensor in adam_tensors(optimizer))
+    assert len(adam_tensors(optimizer)) == 1 + 2 * len(values)

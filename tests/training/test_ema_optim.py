@@ -346,3 +346,14 @@ def test_loading_averages_fills_what_exists_in_place():
     tensors = list(average.average)
     average.load({name: torch.ones_like(p) for name, p in net.named_parameters()})
     assert all(a is b and (a == 1).all() for a, b in zip(average.average, tensors, strict=True))
+
+
+def test_the_distance_of_the_average():
+    net = network().double()
+    average = WeightAverage(net, 0.9)
+    assert average.distance() == 0
+    average.update(0)
+    move(net, 1)
+    apart = torch.cat([(average.weights()[n] - p).flatten() for n, p in net.named_parameters()])
+    norm = torch.cat([p.flatten() for p in net.parameters()]).norm()
+    torch.testing.assert_close(average.distance(), (apart.norm() / norm).detach())

@@ -1,5 +1,7 @@
 """Steps that are recorded once and replayed: equal to steps taken one by one."""
 
+import copy
+
 import pytest
 import torch
 from replay import ReplayRecorder
@@ -10,6 +12,7 @@ from ddgan_fast.data.plan import Plan
 from ddgan_fast.data.torch_loader import Batch
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.parallel import Ranks
+from ddgan_fast.training.rollback import Returns
 
 CPU = torch.device("cpu")
 
@@ -89,3 +92,22 @@ def test_a_step_that_reads_back_is_refused(tmp_path):
     engine.update = lambda name, stats, t: (update(name, stats, t), t.sum().item())
     with pytest.raises(RuntimeError, match="waits for the device"):
         engine.switch("graph", batches[0], ReplayRecorder())
+
+
+def test_recorded_steps_go_back_like_others(tmp_path):
+    """What a return restores is what the recording reads: weights, moments, average, draws."""
+    eager, batches = engine_and_batches(tmp_path, 8)
+    replayed, _ = engine_and_batches(tmp_path, 0)
+    replayed.switch("graph", batches[0], ReplayRecorder())
+    for engine in (eager, replayed):
+        for batch in batches[:2]:
+            engine.take_step(batch)
+        saved = copy.deepcopy(engine.payload("")) | {"step": engine.step}
+        for batch in batches[2:5]:
+            engine.take_step(batch)
+        engine.go_back(saved, Returns().after(diverged=5, target=2))
+        for batch in batches[5:]:
+            engine.take_step(batch)
+    want, got = everything(eager), everything(replayed)
+    assert [name for name, value in want.items() if not torch.equal(got[name], value)] == []
+    assert eager.step == replayed.step == 5 and replayed.payload("")["returns"]["ahead"] == 3

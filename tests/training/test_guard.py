@@ -160,6 +160,18 @@ def test_a_step_number_may_be_a_tensor():
     assert "step 42 " in finite.at_tick()
 
 
+def test_after_a_reset_counting_starts_again():
+    finite = FiniteGuard("cpu", max_skipped=1)
+    for step in (3, 4):
+        finite.check(step, "D", [torch.tensor([math.nan])])
+    with pytest.raises(NonFiniteError) as caught:
+        finite.at_tick()
+    assert caught.value.step == 3
+    finite.reset()
+    finite.check(2, "G", [torch.tensor([math.inf])])
+    assert finite.at_tick().startswith("Skipped 1 step: at step 2 the gradient of the generator")
+
+
 @pytest.mark.gpu
 def test_nothing_waits_for_the_gpu():
     params = [torch.nn.Parameter(torch.randn(8, device="cuda")) for _ in range(3)]

@@ -320,3 +320,25 @@ def test_without_tensorboard_a_sentence_and_on(tmp_path, monkeypatch, capsys):
         monitor.image("x", 10, np.zeros((2, 2), np.uint8))
     assert "No TensorBoard events are written" in capsys.readouterr().out
     assert len(records(tmp_path)) == 1
+
+
+def test_a_run_that_goes_back_is_shown_once(tmp_path):
+    with quiet(tmp_path, tensorboard=True) as monitor:
+        for step in (10, 20, 30):
+            monitor.tick(step, {"G/loss": float(step)}, **TICK)
+        monitor.go_back(10)
+        assert [record["step"] for record in records(tmp_path)] == [10]
+        for step in (20, 30):
+            monitor.tick(step, {"G/loss": step + 1.0}, **TICK)
+    assert [(r["step"], r["G/loss"]) for r in records(tmp_path)] == [(10, 10), (20, 21), (30, 31)]
+    assert records(tmp_path)[1]["img_s"] == records(tmp_path)[2]["img_s"]
+    shown = [(event.step, event.value) for event in events(tmp_path).Scalars("G/loss")]
+    assert shown == [(10, 10.0), (20, 21.0), (30, 31.0)]
+
+
+def test_going_back_without_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with quiet(tmp_path, tensorboard=True) as monitor:
+        monitor.go_back(0)
+        monitor.tick(10, {}, **TICK)
+    assert len(records(tmp_path)) == 1

@@ -43,7 +43,8 @@ def test_discriminator_step_is_the_published_one(make, shape, penalize):
     g, d, diffusion = make()
     images, draws = randn(8, *shape, seed=50), handed_in(8, 60, shape)
     want, want_grads = plain_discriminator_step(g, d, diffusion, images, draws, penalize)
-    assert all(values.mean() > 1e-3 for values in want.values()), "or a part would not show"
+    parts = [values for name, values in want.items() if not name.endswith("_acc")]
+    assert all(values.mean() > 1e-3 for values in parts), "or a part would not show"
     step = TrainStep(g, d, diffusion, GAMMA)
     got = step.discriminator_gradients([MicroBatch(images, None, draws)], penalize)
     assert_close(got, want)
