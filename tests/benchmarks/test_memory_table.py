@@ -1,5 +1,6 @@
 """The README's table of memory per preset says what the code computes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from benchmarks import memory_table
 from ddgan_fast.config import list_presets, load_config
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+NUMBER = re.compile(r"[\d.]+")
+HINT = "run: python -m benchmarks.memory_table"
 
 
 def rows():
@@ -19,16 +22,26 @@ def rows():
     }
 
 
+def numbers(cells):
+    return [float(number) for number in NUMBER.findall(" ".join(cells[1:]))]
+
+
+def assert_up_to_date(preset):
+    """But for a few kilobytes of statistics more or less."""
+    got, want = rows()[preset], memory_table.row(preset)
+    assert [NUMBER.sub("N", cell) for cell in got] == [NUMBER.sub("N", cell) for cell in want], HINT
+    assert numbers(got) == pytest.approx(numbers(want), rel=0.03), HINT
+
+
 @pytest.mark.parametrize("preset", ["digits", "gaussians25"])
 def test_a_row_is_up_to_date(preset):
-    assert rows()[preset] == memory_table.row(preset), "run: python -m benchmarks.memory_table"
+    assert_up_to_date(preset)
 
 
 @pytest.mark.slow
-def test_the_readme_is_up_to_date():
-    written = memory_table.table(list(memory_table.PUBLISHED))
-    wanted = memory_table.renewed(README, written)
-    assert wanted == README, "run: python -m benchmarks.memory_table"
+@pytest.mark.parametrize("preset", ["celebahq256", "lsun_church256", "cifar10", "stacked_mnist"])
+def test_the_other_rows_are_up_to_date(preset):
+    assert_up_to_date(preset)
 
 
 def test_every_network_has_a_row():
@@ -43,6 +56,8 @@ def test_every_network_has_a_row():
     assert list(rows()) == list(memory_table.PUBLISHED)
 
 
-def test_a_text_without_markers():
+def test_the_text_around_the_table_stays():
+    text = f"before\n{memory_table.BEGIN}\nold\n{memory_table.END}\nafter\n"
+    assert memory_table.renewed(text, "new\n") == text.replace("old", "\nnew\n")
     with pytest.raises(ValueError, match=r"README\.md must have the lines"):
         memory_table.renewed("no table here", "")

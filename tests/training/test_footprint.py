@@ -74,7 +74,7 @@ def test_the_estimate_is_a_real_steps_peak(tmp_path, precision, changes):
 
 
 def test_its_parts(tmp_path):
-    cfg = tiny(tmp_path, model__image_size=16, run__batch_size=8)
+    cfg = tiny(tmp_path, model__image_size=16, model__attn_resolutions=[], run__batch_size=8)
     step, _ = footprint._step(cfg, 1, "fp32")
     g, d = (
         sum(p.numel() for p in network.parameters())
