@@ -204,8 +204,9 @@ class Run:
         clock = TickClock(self.loader)
         saved_at = self.step
         first = next(self.loader)
+        began = time.perf_counter()
         choosing.settle(self.engine, first, run.steps - self.step, self.say)
-        clock.restart()
+        clock.leave_out(time.perf_counter() - began)
         batch: Batch | None = first
         while self.step < run.steps:
             self.engine.take_step(batch or next(self.loader))
@@ -280,10 +281,10 @@ class TickClock:
             self._since: float | None = time.perf_counter()
             self._waited = self._loader.wait_seconds
 
-    def restart(self) -> None:
-        """Forget what was counted."""
-        self._since = None
-        self.resume()
+    def leave_out(self, seconds: float) -> None:
+        """Do not count so much of the time since the last look."""
+        assert self._since is not None
+        self._since += seconds
 
     def read(self) -> tuple[float, float]:
         """Seconds, and seconds of them spent waiting for data; counting stops until resume."""
