@@ -20,6 +20,8 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from ddgan_fast.training.guard import Preemption
+from ddgan_fast.training.rendezvous import connect, meet
 from ddgan_fast.training.watchdog import PATIENCE, Watchdog
 
 T = TypeVar("T")
@@ -59,6 +61,14 @@ class Ranks:
         if self.reduction == "bf16":
             wrapped.register_comm_hook(None, bf16_compress_hook)
         return wrapped
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank; every rank must ask at the same step."""
+        if self.world == 1:
+            return flag
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.control)
+        return bool(votes.item())
 
     def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
         """Host tensors of equal shape from all ranks, in rank order, on rank 0 (else None)."""
@@ -204,46 +214,47 @@ def start(
         finally:
             watchdog.stop()
         return
-    watchdog = _join(device, timeout_s)
+    rank = int(os.environ["RANK"])
+    try:
+        store = connect(timeout_s, keep=rank == 0)
+        # All keys of this attempt; the connection for news is apart, as the first may be waiting.
+        name = meet(store, rank, world, timeout_s)
+        news = dist.PrefixStore(f"{name}/watchdog", connect(timeout_s))
+    except dist.DistError as error:
+        raise RuntimeError(
+            f"the rendezvous store has gone while the ranks met: {' '.join(str(error).split())}"
+        ) from error
+    watchdog = Watchdog(rank, world, timeout_s, news)
+    watchdog.start()
     # The watchdog speaks first, and knows whom to name; this limit is the net below it.
     patience = timedelta(seconds=PATIENCE * timeout_s + 60)
     try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore(name, store),
+            rank=rank,
+            world_size=world,
+            timeout=patience,
+        )
         control = dist.new_group(backend="gloo", timeout=patience)
         hosts = [watchdog.host] * world
         dist.all_gather_object(hosts, watchdog.host, group=control)
-        yield Ranks(watchdog.rank, world, device, control, reduction, watchdog, hosts=tuple(hosts))
+        yield Ranks(rank, world, device, control, reduction, watchdog, tuple(hosts))
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            # torchrun asks this rank to stop as soon as it misses another: not before it has said
+            # which one.
+            with Preemption():
+                missing = watchdog.who_is_missing()
             raise RuntimeError(
-                f"a message to the other ranks failed: {watchdog.who_is_missing()}; the same "
-                "command goes on from the last saved state."
+                f"a message to the other ranks failed: {missing}; the same command goes on from "
+                "the last saved state."
             ) from error
         raise
     finally:
         watchdog.stop()
-        dist.destroy_process_group()
-
-
-def _join(device: torch.device, timeout_s: float) -> Watchdog:
-    """Meet the other ranks at the address that torchrun, or the environment, names."""
-    waiting = timedelta(seconds=timeout_s)
-    try:
-        store, rank, world = next(dist.rendezvous("env://", timeout=waiting))
-    except dist.DistError as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise RuntimeError(
-            f"not all {os.environ['WORLD_SIZE']} ranks came to {where} within {timeout_s:g} s "
-            f"(run.timeout_s): {' '.join(str(error).split())}"
-        ) from error
-    # A connection of its own: the first one may be busy waiting.
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    apart = dist.TCPStore(*address, is_master=False, timeout=waiting, wait_for_workers=False)
-    watchdog = Watchdog(rank, world, timeout_s, dist.PrefixStore("ddgan_fast", apart))
-    watchdog.start()
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    patience = timedelta(seconds=PATIENCE * timeout_s + 60)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
-    return watchdog
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _first_difference(everyone: list[dict[str, str]], hosts: tuple[str, ...]) -> str | None:

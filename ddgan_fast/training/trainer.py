@@ -11,22 +11,22 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..config import Config, save_yaml, to_dict, validate
 from ..data import Dataset, build_dataset
 from ..data.loading import make_loader
 from ..data.plan import Plan
 from ..data.torch_loader import Batch, Loader
 from . import choosing, run_state
-from .checkpoint import CheckpointError, latest_state, load_state, save_ema, save_state
+from .checkpoint import CheckpointError, latest_state, load_state
 from .engine import Engine
 from .guard import Preemption
 from .memory import fit_micro_batch
 from .monitor import Monitor
-from .parallel import Ranks, start
+from .parallel import Ranks, Vote, start
 from .preview import Preview
-
-# Steps between two votes of several ranks on whether to stop; one process looks at every step.
-_VOTE_EVERY = 10
+from .stragglers import RankTimes
+from .writer import CheckpointWriter
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
 
     Raises:
         ValueError: the configuration, the data or the saved state do not fit.
-        RuntimeError: the gradients stopped being finite, or another run uses the directory.
+        RuntimeError: the gradients stopped being finite, another run uses the directory, or
+            another rank ended.
         CheckpointError: no saved state is readable, or the last one could not be written.
     """
     validate(cfg)
@@ -60,7 +61,9 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
     run_dir = Path(cfg.run.dir or f"runs/{cfg.preset}")
     dataset = build_dataset(cfg)  # before anything is written
     with contextlib.ExitStack() as stack:
-        ranks = stack.enter_context(start(device))
+        ranks = stack.enter_context(start(device, cfg.run.timeout_s, cfg.run.reduction))
+        facts = {"ddgan_fast": __version__, "torch": torch.__version__, "data": dataset.digest}
+        ranks.agree(to_dict(cfg), facts)
         if cfg.run.threads is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(cfg.run.threads)
@@ -128,6 +131,12 @@ class Run:
             )
         )
         self.say(self.loader.note)
+        self.writer: CheckpointWriter | None = None
+        if ranks.rank == 0:
+            self.writer = stack.enter_context(
+                CheckpointWriter(run_dir, cfg.run.keep, self.step, ranks.device)
+            )
+        self.rank_times = RankTimes(ranks)
         self.preview = Preview(self, stack)
 
     @property
@@ -168,6 +177,8 @@ class Run:
             f"{ranks.world} x {ranks.device.type}."
         )
         self.say(self.engine.precision.describe())
+        if ranks.world > 1:
+            self.say(ranks.describe())
         self.say(f"Data: {self.dataset.describe()}. Run directory: {self.run_dir}.")
         for note in notes:
             self.say(note)
@@ -184,23 +195,30 @@ class Run:
             self.say(f"The run is finished: {self.step:,} steps. Raise --run.steps to go on.")
             return
         clock = TickClock(self.loader)
-        saved_at = self.step
+        vote, watchdog = Vote(self.ranks), self.ranks.watchdog
+        watchdog.enter("data wait", self.step)
         batch: Batch | None = next(self.loader)
+        watchdog.enter("compiling", self.step)
         choosing.settle(self.engine, batch, run.steps - self.step, self.say)
         clock.restart()
         while self.step < run.steps:
+            watchdog.enter("data wait", self.step)
             self.engine.take_step(batch or next(self.loader))
             batch = None
-            stopping = False
-            if self.ranks.world == 1 or self.step % _VOTE_EVERY == 0:
-                stopping = self.ranks.any(stop.requested)
+            if self.writer is not None and not self.writer.reserved:
+                # Now, with the first step's moments there, and not in the middle of the run.
+                self.writer.reserve(self.engine.payload(self.dataset.digest))
+            stopping = vote(stop.requested)
             last = stopping or self.step >= run.steps
             saving = last or self.step % run.checkpoint_every == 0
             if saving or self.step % run.tick == 0:
+                watchdog.enter("statistics", self.step)
                 self._tick(clock)
             if saving:
-                saved_at = self._save(saved_at, must=last)
+                watchdog.enter("saving", self.step)
+                self._save(must=last)
             if run.sample_every and (self.step % run.sample_every == 0 or last):
+                watchdog.enter("sampling", self.step)
                 self.preview.draw()
             clock.resume()
             if stopping:
@@ -215,30 +233,24 @@ class Run:
         message = self.engine.guard.at_tick()
         values = self.engine.stats.read(reduce=self.ranks.world > 1)
         seconds, waited = clock.read()
+        by_rank, straggler = self.rank_times.read(seconds, waited)
         if self.monitor is not None:
             rates = {name: self.engine.learning_rate(name) for name in ("D", "G")}
+            values |= by_rank
             self.monitor.tick(self.step, values, seconds=seconds, wait_seconds=waited, lr=rates)
-        if message:
-            self.say(message)
+        for text in (message, straggler, *(self.writer.news() if self.writer else ())):
+            if text:
+                self.say(text)
 
-    def _save(self, saved_at: int, must: bool) -> int:
-        """Write snapshot and state on rank 0; returns the step of the newest state."""
+    def _save(self, must: bool) -> None:
+        """Have rank 0 write a checkpoint beside the next steps; the last one, wait for it."""
         failed: str | None = None
-        if self.ranks.rank == 0:
-            try:
-                config = to_dict(self.cfg)
-                save_ema(self.run_dir, self.step, self.engine.ema.weights(), config)
-                content = self.engine.payload(self.dataset.digest)
-                save_state(self.run_dir, self.step, content, self.cfg.run.keep)
-            except CheckpointError as error:
-                failed = str(error)
-        failed = self.ranks.share(failed)
-        if failed is None:
-            return self.step
-        if must:
-            raise CheckpointError(f"{failed} (the newest state is that of step {saved_at}).")
-        self.say(f"Could not save: {failed}. Training goes on; the next checkpoint tries again.")
-        return saved_at
+        if self.writer is not None:
+            for text in self.writer.save(self.step, self.engine.payload(self.dataset.digest)):
+                self.say(text)
+            failed = self.writer.finish() if must else None
+        if must and (failed := self.ranks.share(failed)):
+            raise CheckpointError(f"{failed}.")
 
 
 class TickClock:

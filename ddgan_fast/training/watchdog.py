@@ -22,8 +22,8 @@ EXIT_STALLED = 75
 """Exit code of a rank that gave up waiting (EX_TEMPFAIL: starting again may help)."""
 PATIENCE = 6
 """How many times as long a rank may start or compile as it may take for anything else."""
-PATIENT_PHASES = ("starting", "compiling")
-JOINT_PHASES = ("D step", "G step", "statistics")
+PATIENT_PHASES = ("starting", "compiling", "warming up")
+JOINT_PHASES = ("D step", "G step", "step", "warming up", "statistics")
 """Phases in which a rank may be waiting for the others; in the rest it is busy by itself."""
 ORPHAN_GRACE_S = 20.0
 """Time to save and stop after torchrun is gone."""

@@ -30,12 +30,14 @@ class CheckpointWriter:
 
     Attributes:
         newest: step of the newest state that is on disk.
+        reserved: whether there is memory for the copies.
     """
 
     def __init__(
         self, run_dir: Path, keep: int, newest: int, device: torch.device | str = "cpu"
     ) -> None:
         self.newest = newest
+        self.reserved = False
         self._run_dir, self._keep = run_dir, keep
         self._stage = Stage(torch.device(device))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ddgan-checkpoint")
@@ -46,6 +48,7 @@ class CheckpointWriter:
         """Get the memory for copies of such a content, which takes longer than copying."""
         self._stage.copy(content)
         self._stage.wait()
+        self.reserved = True
 
     def save(self, step: int, content: Mapping[str, Any]) -> list[str]:
         """Copy the state of a step and have it written: the EMA snapshot, then the state.

@@ -1,0 +1,54 @@
+"""A rank that is stopped, hangs, dies or differs: what the others do and say."""
+
+import os
+import signal
+
+from fault_runs import (
+    FAULTY_RANK,
+    STEPS,
+    assert_nothing_half_written,
+    assert_same_weights,
+    logged_steps,
+    short_run,
+    state_steps,
+    wait_until,
+)
+
+from ddgan_fast.training.watchdog import EXIT_STALLED
+
+
+def test_sigterm_to_all_ranks_saves_and_the_same_command_goes_on(
+    forked_ranks, undisturbed, tmp_path
+):
+    config = short_run(tmp_path)
+    fault = ("SIGTERM", "all", "G step", 4, tmp_path / "struck")
+    codes, output = forked_ranks.run(2, FAULTY_RANK, config, *fault)
+    assert codes == [0, 0], output
+    assert output.count("Stopped by SIGTERM after step") == 1, output
+    stopped = state_steps(tmp_path / "run")[-1]
+    assert 5 <= stopped < STEPS and stopped == logged_steps(tmp_path / "run")[-1]
+
+    codes, output = forked_ranks.run(2, FAULTY_RANK, config, *fault)
+    assert codes == [0, 0], output
+    assert f"Going on from {tmp_path}/run/state-{stopped:09d}.pt" in output
+    assert logged_steps(tmp_path / "run") == list(range(1, STEPS + 1))
+    assert_same_weights(tmp_path / "run", undisturbed)
+    assert_nothing_half_written(tmp_path / "run")
+
+
+def test_stopped_rank_is_named_and_the_others_end_within_the_time_out(forked_ranks, tmp_path):
+    fault = ("SIGSTOP", 1, "G step", 4, tmp_path / "struck")
+    forked_ranks.start(2, FAULTY_RANK, short_run(tmp_path), *fault)
+    assert wait_until(lambda: len(forked_ranks.process_ids()) == 2, 60)
+    stopped = forked_ranks.process_ids()[1]
+    assert wait_until((tmp_path / "struck.1").exists, 60)
+    # The first rank ends by itself; the stopped one cannot, and torchrun would kill it.
+    assert wait_until(lambda: "time-out:" in forked_ranks.output.read_text(), 30)
+    os.kill(stopped, signal.SIGKILL)
+    codes, output = forked_ranks.wait()
+    assert codes == [EXIT_STALLED, -signal.SIGKILL], output
+    line = next(line for line in output.splitlines() if "time-out:" in line)
+    for words in ("run.timeout_s is 10", "rank 1 (", "no sign of life", "in phase", "at step"):
+        assert words in line
+    assert state_steps(tmp_path / "run") == [3]
+    assert_nothing_half_written(tmp_path / "run")
