@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from ddgan_fast.training.guard import Preemption
@@ -59,7 +58,7 @@ class Ranks:
         options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
         wrapped = DistributedDataParallel(module, **options)
         if self.reduction == "bf16":
-            wrapped.register_comm_hook(None, bf16_compress_hook)
+            wrapped.register_comm_hook(None, _mean_in_bf16)
         return wrapped
 
     def any(self, flag: bool) -> bool:
@@ -113,7 +112,7 @@ class Ranks:
 
     def describe(self) -> str:
         """How the ranks exchange gradients, in a sentence."""
-        backend = dist.get_backend()
+        backend = str(dist.get_backend())
         if backend == "nccl":
             backend = f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
         chosen = [
@@ -255,6 +254,19 @@ def start(
         watchdog.stop()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _mean_in_bf16(_, bucket):
+    """DDP's exchange of a bucket of gradients; torch's own hook for this refuses gloo."""
+    # Without annotations: DDP compares them with types, and here they would be text.
+    gradients = bucket.buffer()
+    rounded = gradients.to(torch.bfloat16).div_(dist.get_world_size())
+    work: Any = dist.all_reduce(rounded, async_op=True)
+
+    def widen(reduced: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        return gradients.copy_(reduced.value()[0])
+
+    return work.get_future().then(widen)
 
 
 def _first_difference(everyone: list[dict[str, str]], hosts: tuple[str, ...]) -> str | None:

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "training")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # for tiny_runs
 
-from fault_runs import FAULTY_RANK, short_run  # noqa: E402
-from forked_ranks import ForkedRanks  # noqa: E402
+from fault_runs import FAULTY_RANK, short_run
+from forked_ranks import ForkedRanks
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 The fault strikes when rank WHO ("all": every rank) enters a phase of a step, and only once: a file
 MARKER.RANK is made first. WHAT is "sleep" or a signal's name, which the process sends to itself.
+In CONFIG, {rank} stands for the rank.
 """
 
 import os
@@ -37,6 +38,7 @@ def main(config: str, *fault: str) -> int:
     """Train; returns the exit code of the command line."""
     if fault:
         plant(*fault)
+    config = config.replace("{rank}", os.environ.get("RANK", "0"))
     return cli.main(["train", config, "--device", "cpu"])
 
 

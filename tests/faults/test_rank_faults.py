@@ -52,3 +52,20 @@ def test_stopped_rank_is_named_and_the_others_end_within_the_time_out(forked_ran
         assert words in line
     assert state_steps(tmp_path / "run") == [3]
     assert_nothing_half_written(tmp_path / "run")
+
+
+def test_ranks_with_different_configurations_are_refused(forked_ranks, tmp_path):
+    config = short_run(tmp_path)
+    for rank, rate in enumerate(("0.001", "0.002")):
+        text = config.read_text().replace("lr_g: 0.001", f"lr_g: {rate}")
+        (tmp_path / f"{rank}.yaml").write_text(text)
+    codes, output = forked_ranks.run(2, FAULTY_RANK, tmp_path / "{rank}.yaml")
+    assert codes == [2, 2], output
+    assert output.count("has optim.lr_g = 0.002, but rank 0 has 0.001") == 2, output
+    assert "rank 1 (" in output and not (tmp_path / "run").exists()
+
+
+def test_batch_that_the_ranks_do_not_divide_is_refused(forked_ranks, tmp_path):
+    codes, output = forked_ranks.run(2, FAULTY_RANK, short_run(tmp_path, run__batch_size=9))
+    assert codes == [2, 2], output
+    assert "batch" in output and "2 ranks" in output, output
