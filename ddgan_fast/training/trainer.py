@@ -197,10 +197,11 @@ class Run:
         clock = TickClock(self.loader)
         vote, watchdog = Vote(self.ranks), self.ranks.watchdog
         watchdog.enter("data wait", self.step)
-        batch: Batch | None = next(self.loader)
+        first = next(self.loader)
         watchdog.enter("compiling", self.step)
-        choosing.settle(self.engine, batch, run.steps - self.step, self.say)
+        choosing.settle(self.engine, first, run.steps - self.step, self.say)
         clock.restart()
+        batch: Batch | None = first
         while self.step < run.steps:
             watchdog.enter("data wait", self.step)
             self.engine.take_step(batch or next(self.loader))
