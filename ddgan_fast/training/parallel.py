@@ -112,12 +112,11 @@ class Ranks:
 
     def describe(self) -> str:
         """How the ranks exchange gradients, in a sentence."""
-        backend = str(dist.get_backend())
+        backend, chosen = str(dist.get_backend()), []
         if backend == "nccl":
             backend = f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
-        chosen = [
-            f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(_NCCL_VARIABLES)
-        ]
+            names = sorted(name for name in os.environ if name.startswith(_NCCL_VARIABLES))
+            chosen = [f"{name}={os.environ[name]}" for name in names]
         return (
             f"Gradients are exchanged by {backend}"
             f"{' in bf16' if self.reduction == 'bf16' else ''}, time-out "

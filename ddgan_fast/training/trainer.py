@@ -159,7 +159,13 @@ class Run:
         if path is None:
             return
         if found is None:
-            found = Path(path), load_state(path)
+            try:
+                found = Path(path), load_state(path)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"rank 0 goes on from {path}, which this rank's machine does not have: run.dir "
+                    "must be on a file system that all machines share."
+                ) from error
         saved: dict[str, Any] = found[1]
         run_state.check(saved, self.cfg, self.dataset.digest, self.run_dir, say)
         self.engine.restore(saved)
