@@ -25,7 +25,12 @@ import torch
 from torch import Tensor
 
 from ddgan_fast.files import atomic_open, remove_leftovers
-from ddgan_fast.training.archive import verify_archive, write_archive
+from ddgan_fast.training.archive import (
+    bytes_of,
+    verify_archive,
+    write_archive,
+    write_safetensors,
+)
 
 FORMAT = "ddgan_fast"
 FORMAT_VERSION = "1"
@@ -192,15 +197,10 @@ def save_ema(
     Raises:
         CheckpointError: the disk is full or cannot be written to.
     """
-    import safetensors.torch
-
     path = Path(run_dir_or_path)
     if path.suffix != ".safetensors":
         path = path / f"ema-{step:09d}.safetensors"
-    # A clone each, because safetensors refuses tensors that share memory.
-    plain = {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
-    }
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -208,8 +208,9 @@ def save_ema(
         "config": json.dumps(config, allow_nan=False),
     }
     metadata["sha256"] = _ema_digest(plain, metadata)
-    data = safetensors.torch.save(plain, metadata)
-    _write(path, f"the EMA snapshot of step {step}", len(data), lambda file: file.write(data))
+    needed = sum(tensor.nbytes for tensor in plain.values())
+    what = f"the EMA snapshot of step {step}"
+    _write(path, what, needed, lambda file: write_safetensors(plain, metadata, file))
     if keep is not None:
         snapshots = [other for other in list_emas(path.parent) if step_of(other) <= step]
         for old in snapshots[: -max(keep, MIN_KEEP)]:
@@ -287,7 +288,7 @@ def _ema_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> s
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 

@@ -62,6 +62,8 @@ class Engine:
         self.stats = DeviceStats(ranks.device)
         self.scales = {name: self.precision.loss_scale(ranks.device) for name in NETWORKS}
         self.mode = "eager"
+        self._met: set[tuple[str, bool]] = set()
+        self._is_new = True
         self._graphs: StepGraphs | None = None
 
     def _build_networks(self) -> None:
@@ -111,6 +113,8 @@ class Engine:
             set_rate(self.optimizers[network], self.learning_rate(name))
         images, flip = self.network_input(batch)
         penalize = self.step % self.cfg.loss.lazy_reg == 0
+        self._is_new = (self.mode, penalize) not in self._met
+        self._met.add((self.mode, penalize))
         self.run_step(images, flip, penalize)
         self.ema.update(self.step)
         self.step += 1
@@ -118,6 +122,7 @@ class Engine:
     def run_step(self, images: torch.Tensor, flip: torch.Tensor | None, penalize: bool) -> None:
         """Both updates, in the engine's mode."""
         if self._graphs is not None:
+            self.ranks.watchdog.enter("step")
             self._graphs(images, flip, penalize)
         else:
             self.update_both(images, flip, penalize)
@@ -128,6 +133,8 @@ class Engine:
         """The part of a step that is a function of tensors on the device alone."""
         seeds = self.seeds()
         for name in NETWORKS:
+            # The first step of a kind may compile, or choose algorithms.
+            self.ranks.watchdog.enter("warming up" if self._is_new else f"{name} step")
             micros = self.micro_batches(images, flip, seeds[name])
             scale = self.scales[name]
             factor = None if scale is None else scale.value
@@ -208,6 +215,7 @@ class Engine:
             recorder: what records graphs; default CUDA's.
         """
         self._graphs = None
+        self.ranks.watchdog.enter("compiling")
         for part in self.train_step.parts:
             if "compile" in mode:
                 part.compile_by(self.cfg.run.compiler)

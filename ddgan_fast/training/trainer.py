@@ -11,24 +11,24 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..config import Config, save_yaml, to_dict, validate
 from ..data import Dataset, build_dataset
 from ..data.loading import make_loader
 from ..data.plan import Plan
 from ..data.torch_loader import Batch, Loader
 from . import choosing, run_state
-from .checkpoint import CheckpointError, latest_state, load_state, save_ema, save_state
+from .checkpoint import CheckpointError, latest_state, load_state
 from .engine import Engine
 from .guard import Preemption
 from .memory import fit_micro_batch
 from .monitor import Monitor
-from .parallel import Ranks, start
+from .parallel import Ranks, Vote, start
 from .preview import Preview
 from .rollback import Returns
+from .stragglers import RankTimes
 from .watch import Watch
-
-# Steps between two votes of several ranks on whether to stop; one process looks at every step.
-_VOTE_EVERY = 10
+from .writer import CheckpointWriter
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
 
     Raises:
         ValueError: the configuration, the data or the saved state do not fit.
-        RuntimeError: the gradients stopped being finite, or another run uses the directory.
+        RuntimeError: the gradients stopped being finite, another run uses the directory, or
+            another rank ended.
         CheckpointError: no saved state is readable, or the last one could not be written.
     """
     validate(cfg)
@@ -62,7 +63,9 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
     run_dir = Path(cfg.run.dir or f"runs/{cfg.preset}")
     dataset = build_dataset(cfg)  # before anything is written
     with contextlib.ExitStack() as stack:
-        ranks = stack.enter_context(start(device))
+        ranks = stack.enter_context(start(device, cfg.run.timeout_s, cfg.run.reduction))
+        facts = {"ddgan_fast": __version__, "torch": torch.__version__, "data": dataset.digest}
+        ranks.agree(to_dict(cfg), facts)
         if cfg.run.threads is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(cfg.run.threads)
@@ -119,6 +122,12 @@ class Run:
         self._loaders = stack.enter_context(contextlib.ExitStack())
         self.loader = self._open_loader()
         self.say(self.loader.note)
+        self.writer: CheckpointWriter | None = None
+        if ranks.rank == 0:
+            self.writer = stack.enter_context(
+                CheckpointWriter(run_dir, cfg.run.keep, self.step, ranks.device)
+            )
+        self.rank_times = RankTimes(ranks)
         self.preview = Preview(self, stack)
 
     @property
@@ -150,7 +159,8 @@ class Run:
         if self.monitor is not None:
             self.monitor.go_back(self.step)
         # From here on a restart knows of the return.
-        self._save(self.step, must=False)
+        self._save(must=False)
+        self.finish_saving()
 
     def _resume(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """Load the newest good state on every rank, if there is one, and return it."""
@@ -167,7 +177,13 @@ class Run:
         if path is None:
             return None
         if found is None:
-            found = Path(path), load_state(path)
+            try:
+                found = Path(path), load_state(path)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"rank 0 goes on from {path}, which this rank's machine does not have: run.dir "
+                    "must be on a file system that all machines share."
+                ) from error
         saved: dict[str, Any] = found[1]
         run_state.check(saved, self.cfg, self.dataset.digest, self.run_dir, say)
         self.engine.restore(saved)
@@ -186,6 +202,8 @@ class Run:
             f"{ranks.world} x {ranks.device.type}."
         )
         self.say(self.engine.precision.describe())
+        if ranks.world > 1:
+            self.say(ranks.describe())
         self.say(f"Data: {self.dataset.describe()}. Run directory: {self.run_dir}.")
         for note in notes:
             self.say(note)
@@ -202,25 +220,34 @@ class Run:
             self.say(f"The run is finished: {self.step:,} steps. Raise --run.steps to go on.")
             return
         clock = TickClock(self.loader)
-        saved_at = self.step
+        vote, watchdog = Vote(self.ranks), self.ranks.watchdog
+        watchdog.enter("data wait", self.step)
         first = next(self.loader)
+        watchdog.enter("compiling", self.step)
+        began = time.perf_counter()
         choosing.settle(self.engine, first, run.steps - self.step, self.say)
-        clock.restart()
+        clock.leave_out(time.perf_counter() - began)
         batch: Batch | None = first
         while self.step < run.steps:
+            watchdog.enter("data wait", self.step)
             self.engine.take_step(batch or next(self.loader))
             batch = None
-            stopping = False
-            if self.ranks.world == 1 or self.step % _VOTE_EVERY == 0:
-                stopping = self.ranks.any(stop.requested)
+            if self.writer is not None and not self.writer.reserved:
+                # Now, with the first step's moments there, and not in the middle of the run.
+                self.writer.reserve(self.engine.payload(self.dataset.digest))
+            stopping = vote(stop.requested)
             last = stopping or self.step >= run.steps
             saving = last or self.step % run.checkpoint_every == 0
-            if (saving or self.step % run.tick == 0) and self._tick(clock):
-                clock, saved_at = TickClock(self.loader), self.step
-                continue
+            if saving or self.step % run.tick == 0:
+                watchdog.enter("statistics", self.step)
+                if self._tick(clock):
+                    clock = TickClock(self.loader)
+                    continue
             if saving:
-                saved_at = self._save(saved_at, must=last)
+                watchdog.enter("saving", self.step)
+                self._save(must=last)
             if run.sample_every and (self.step % run.sample_every == 0 or last):
+                watchdog.enter("sampling", self.step)
                 self.preview.draw()
             clock.resume()
             if stopping:
@@ -240,31 +267,36 @@ class Run:
         """
         values = self.engine.stats.read(reduce=self.ranks.world > 1)
         seconds, waited = clock.read()
+        by_rank, straggler = self.rank_times.read(seconds, waited)
         if self.monitor is not None:
             rates = {name: self.engine.learning_rate(name) for name in ("D", "G")}
-            shown = {**values, "G/ema_distance": float(self.engine.ema.distance())}
+            shown = {**values, **by_rank, "G/ema_distance": float(self.engine.ema.distance())}
             self.monitor.tick(self.step, shown, seconds=seconds, wait_seconds=waited, lr=rates)
+        if straggler:
+            self.say(straggler)
+        self._tell(self.writer.news() if self.writer else [])
         return self.watch.look(values)
 
-    def _save(self, saved_at: int, must: bool) -> int:
-        """Write snapshot and state on rank 0; returns the step of the newest state."""
+    def _save(self, must: bool) -> None:
+        """Have rank 0 write a checkpoint beside the next steps; the last one, wait for it."""
         failed: str | None = None
-        if self.ranks.rank == 0:
-            try:
-                config = to_dict(self.cfg)
-                save_ema(self.run_dir, self.step, self.engine.ema.weights(), config)
-                content = self.engine.payload(self.dataset.digest)
-                save_state(self.run_dir, self.step, content, self.cfg.run.keep)
-            except CheckpointError as error:
-                failed = str(error)
-        failed = self.ranks.share(failed)
-        if failed is None:
-            return self.step
-        if must:
-            raise CheckpointError(f"{failed} (the newest state is that of step {saved_at}).")
-        self.watch.fault("save", failed)
-        self.say(f"Could not save: {failed}. Training goes on; the next checkpoint tries again.")
-        return saved_at
+        if self.writer is not None:
+            self._tell(self.writer.save(self.step, self.engine.payload(self.dataset.digest)))
+            failed = self.writer.finish() if must else None
+        if must and (failed := self.ranks.share(failed)):
+            raise CheckpointError(f"{failed}.")
+
+    def finish_saving(self) -> None:
+        """Wait for a checkpoint that is being written."""
+        if self.writer is not None:
+            self._tell(self.writer.settle())
+
+    def _tell(self, news: list[str]) -> None:
+        """Say what became of checkpoints, and keep what went wrong."""
+        for text in news:
+            self.say(text)
+            if text.startswith("Could not save"):
+                self.watch.fault("save", text)
 
 
 class TickClock:
@@ -280,10 +312,10 @@ class TickClock:
             self._since: float | None = time.perf_counter()
             self._waited = self._loader.wait_seconds
 
-    def restart(self) -> None:
-        """Forget what was counted."""
-        self._since = None
-        self.resume()
+    def leave_out(self, seconds: float) -> None:
+        """Do not count so much of the time since the last look."""
+        assert self._since is not None
+        self._since += seconds
 
     def read(self) -> tuple[float, float]:
         """Seconds, and seconds of them spent waiting for data; counting stops until resume."""

@@ -108,6 +108,7 @@ class Watch:
                 f"{returns.count} times already, run.max_rollbacks: {_ADVICE}"
             )
         found, problem = None, None
+        run.finish_saving()
         if run.ranks.rank == 0:
             try:
                 found = find_target(run.run_dir, sign.since, returns.last, run.say)

@@ -278,7 +278,7 @@ def test_wrapped_modules_return_the_whole_loss():
     assert (for_d.calls, for_g.calls) == (1, 1)
     assert {id(p) for p in for_d.parameters()} == {id(p) for p in d.parameters()}
     assert {id(p) for p in for_g.parameters()} == {id(p) for p in g.parameters()}
-    assert isinstance(for_g.inner, GeneratorLoss)
+    assert isinstance(for_g.inner.inner, GeneratorLoss)
 
 
 def test_autocast_covers_the_forward_passes_and_losses_stay_wide():
@@ -300,11 +300,14 @@ def test_autocast_covers_the_forward_passes_and_losses_stay_wide():
         if output.requires_grad:
             output.register_hook(lambda g: backwards.append(torch.is_autocast_enabled("cpu")))
 
-    d.register_forward_hook(look)
+    d.conv_in.register_forward_hook(look)
+    logits = []
+    d.register_forward_hook(lambda module, inputs, output: logits.append(output.dtype))
     step = TrainStep(g, d, diffusion, GAMMA, autocast=autocast)
     stats, grads = both_steps(step, [micro])
     assert entered == [False, True, True]
     assert set(dtypes) == {torch.bfloat16}
+    assert set(logits) == {torch.float32}  # of the last layer
     assert backwards and not any(backwards)
     assert {v.dtype for v in stats.values()} == {torch.float32}
     assert {v.dtype for v in grads.values()} == {torch.float32}

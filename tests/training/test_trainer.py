@@ -13,7 +13,7 @@ import torch
 from tiny_runs import final_state, tensors_of, tiny
 
 from ddgan_fast.config import save_yaml
-from ddgan_fast.training import checkpoint, trainer
+from ddgan_fast.training import checkpoint, trainer, writer
 from ddgan_fast.training.checkpoint import CheckpointError
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.guard import NonFiniteError
@@ -165,14 +165,14 @@ def test_damaged_newest_state_is_reported_and_the_one_before_is_used(tmp_path, c
 
 def test_full_disk_loses_nothing_and_training_goes_on(tmp_path, capsys, monkeypatch):
     cfg = tiny(tmp_path / "run", run__sample_every=0)
-    save = trainer.save_state
+    save = writer.save_state
 
     def full_at_4(run_dir, step, content, keep):
         if step == 4:
             raise CheckpointError("the training state of step 4 was not saved (No space left)")
         return save(run_dir, step, content, keep)
 
-    monkeypatch.setattr(trainer, "save_state", full_at_4)
+    monkeypatch.setattr(writer, "save_state", full_at_4)
     trainer.train(cfg, device="cpu")
     assert "Could not save: the training state of step 4" in capsys.readouterr().out
     assert [p.name for p in checkpoint.list_states(tmp_path / "run")] == [
@@ -183,14 +183,14 @@ def test_full_disk_loses_nothing_and_training_goes_on(tmp_path, capsys, monkeypa
 
 def test_full_disk_at_the_end_is_an_error_that_names_the_newest_state(tmp_path, monkeypatch):
     cfg = tiny(tmp_path / "run")
-    save = trainer.save_state
+    save = writer.save_state
 
     def full_at_6(run_dir, step, content, keep):
         if step == 6:
             raise CheckpointError("the training state of step 6 was not saved (No space left)")
         return save(run_dir, step, content, keep)
 
-    monkeypatch.setattr(trainer, "save_state", full_at_6)
+    monkeypatch.setattr(writer, "save_state", full_at_6)
     with pytest.raises(CheckpointError, match=r"the newest state is that of step 4"):
         train(cfg)
 
