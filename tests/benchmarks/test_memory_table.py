@@ -39,8 +39,8 @@ def test_a_row_is_up_to_date(preset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["celebahq256", "lsun_church256", "cifar10", "stacked_mnist"])
-def test_the_other_rows_are_up_to_date(preset):
+@pytest.mark.parametrize("preset", ["celebahq256", "cifar10"])
+def test_a_large_row_is_up_to_date(preset):
     assert_up_to_date(preset)
 
 
