@@ -82,7 +82,7 @@ def test_a_bad_record_ends_every_rank_with_a_sentence(tmp_path):
         for process in processes:
             process.kill()
     assert f"ddgan-fast: [rank 1] {folder}/{bad:02}.png cannot be used as an image" in failing
-    assert "ddgan-fast: another rank ended in the middle of a step" in other
+    assert "ddgan-fast: a message to the other ranks failed: rank 1" in other
     assert "Traceback" not in other + failing
     assert [process.returncode for process in processes] == [1, 2]
     assert not list((tmp_path / "run").glob("state-*"))
