@@ -237,6 +237,8 @@ def _time_variants(
     device = torch.device(child.device)
     preset = tiny_preset(child, preset)
     options = Options(preset, batch, device, "reference")
+    if any("compile" in variant.mode for variant in variants.values()):
+        torch._dynamo.reset()  # the code of earlier units, whose networks are gone
     with contextlib.ExitStack() as stack:
         base = step._configuration(options)
         providers, steppers = [], {}

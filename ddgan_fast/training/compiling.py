@@ -14,6 +14,11 @@ from torch import nn
 from ..kernels._build import cache_folder
 
 
+# Of calls that one part is compiled for. All engines of a process share the compiled code, and after
+# eight kinds torch would refuse the ninth.
+_MOST_KINDS = 64
+
+
 class CompileError(RuntimeError):
     """torch.compile is not available here, or its result is wrong."""
 
@@ -57,7 +62,9 @@ def tracing_gradients() -> Iterator[None]:
     """
     import torch._dynamo
 
-    with torch._dynamo.config.patch(trace_autograd_ops=True, optimize_ddp=False):
+    with torch._dynamo.config.patch(
+        trace_autograd_ops=True, optimize_ddp=False, recompile_limit=_MOST_KINDS
+    ):
         yield
 
 

@@ -70,6 +70,14 @@ def test_single_compiled_steps_in_float32(tmp_path):
 
 
 @needs_tracing
+def test_one_process_compiles_for_many_batch_sizes():
+    part = compiling.Compilable(torch.nn.Linear(2, 2))
+    part.compile_by("eager")
+    for size in range(1, 12):
+        assert part(torch.ones(size, 2)).shape == (size, 2)
+
+
+@needs_tracing
 def test_a_compiled_step_with_several_buckets_of_gradients(tmp_path, monkeypatch):
     """The compiler would cut the discriminator at the buckets, with R1's gradient in one piece."""
     monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
