@@ -1,8 +1,8 @@
 """One rank of a run with a fault: ``faulty_rank.py CONFIG.yaml [WHAT WHO PHASE STEP MARKER]``.
 
 The fault strikes when rank WHO enters a phase of a step, and only once: a file MARKER.RANK is made
-first. With WHO "all" it strikes every rank, each one step later than the one before. WHAT is "sleep" or a signal's name, which the process sends to itself.
-In CONFIG, {rank} stands for the rank.
+first. With WHO "all" it strikes every rank, each one step later than the one before. WHAT is
+"sleep" or a signal's name, which the process sends to itself. In CONFIG, {rank} stands for the rank.
 """
 
 import os
