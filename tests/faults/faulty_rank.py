@@ -2,7 +2,8 @@
 
 The fault strikes when rank WHO enters a phase of a step, and only once: a file MARKER.RANK is made
 first. With WHO "all" it strikes every rank, each one step later than the one before. WHAT is
-"sleep" or a signal's name, which the process sends to itself. In CONFIG, {rank} stands for the rank.
+"sleep" or a signal's name, which the process sends to itself. In CONFIG, {rank} stands for the
+rank.
 """
 
 import os
