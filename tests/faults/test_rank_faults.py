@@ -58,6 +58,7 @@ def test_stopped_rank_is_named_and_the_others_end_within_the_time_out(forked_ran
     line = next(line for line in output.splitlines() if "time-out:" in line)
     for words in ("run.timeout_s is 10", "rank 1 (", "no sign of life", "in phase", "at step"):
         assert words in line
+    assert '"starting"' not in line
     assert state_steps(tmp_path / "run") == [3]
     assert_nothing_half_written(tmp_path / "run")
 
