@@ -6,7 +6,7 @@ from test_graphs import engine_and_batches, everything
 from tiny_runs import final_state, record, run_ranks, tensors_of, tiny
 
 from ddgan_fast.training import choosing, compiling
-from ddgan_fast.training.choosing import refuse, settle, wrong_gradients
+from ddgan_fast.training.choosing import settle, wrong_gradients
 from ddgan_fast.training.precision import LossScale, Precision
 from ddgan_fast.training.steps import DiscriminatorLoss
 from ddgan_fast.training.trainer import train
@@ -229,6 +229,7 @@ def test_a_right_compiled_gradient_passes_and_a_failing_compiler_is_told(tmp_pat
 
 
 def test_graphs_without_a_gpu_are_refused(tmp_path):
-    cfg = tiny(tmp_path, run__engine="compile+graph")
+    cfg = tiny(tmp_path / "run", run__engine="compile+graph")
     with pytest.raises(ValueError, match="CUDA graphs need a GPU and this run is on cpu"):
-        refuse(cfg, torch.device("cpu"))
+        train(cfg, device="cpu", quiet=True)
+    assert list(tmp_path.iterdir()) == []
