@@ -21,6 +21,7 @@ def fresh_compiler(tmp_path, monkeypatch):
     """Caches of its own, on disk and in the process."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
