@@ -18,10 +18,10 @@ Step = Callable[[torch.Tensor, torch.Tensor | None, bool], None]
 class Recorder(Protocol):
     """Runs work once and can run it again on the same memory."""
 
-    def warm_up(self, work: Callable[[], None], times: int) -> None:
+    def warm_up(self, work: Callable[[], object], times: int) -> None:
         """Run the work without recording it."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
         """What repeats the work; it is not run (or undone by the caller) while recorded."""
 
 
@@ -32,7 +32,7 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def warm_up(self, work: Callable[[], None], times: int) -> None:
+    def warm_up(self, work: Callable[[], object], times: int) -> None:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(times):
@@ -40,7 +40,7 @@ class CudaRecorder:
         torch.cuda.current_stream().wait_stream(self._stream)
         torch.cuda.synchronize()
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         # Loader threads may pin memory and start copies meanwhile.
         with torch.cuda.graph(
