@@ -17,6 +17,7 @@ from ddgan_fast.config import Config, from_dict, load_config, save_yaml, to_dict
 from ddgan_fast.data.device import to_model_input
 from ddgan_fast.kernels import backend_report, use_backend
 from ddgan_fast.models.rewrites import Rewrites
+from ddgan_fast.training.graphs import CudaRecorder
 
 from . import runner, sample, step
 from .gpu_units import Child, Unit
@@ -167,21 +168,16 @@ def _graph(provider: Provider, child: Child) -> Provider | None:
     if child.device != "cuda":
         return None
     call = provider.parts["all_steps"]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
+    recorder = CudaRecorder(torch.device(child.device))
+    recorder.warm_up(call, 1)
     try:
-        with torch.cuda.graph(graph, stream=stream):
-            call()
+        replay = recorder.record(call)
     except Exception as error:
         child.row(case="sample", provider=f"{provider.name}_graph", status="not captured",
                   error_text=str(error)[:300])
         torch.cuda.synchronize()
         return None
-    return Provider(f"{provider.name}_graph", provider.dtype, {"all_steps": graph.replay})
+    return Provider(f"{provider.name}_graph", provider.dtype, {"all_steps": replay})
 
 
 @dataclasses.dataclass(frozen=True)

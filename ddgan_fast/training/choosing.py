@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 
 from ..config import Config
 from ..data.torch_loader import Batch
@@ -27,12 +28,17 @@ def refuse(cfg: Config, device: torch.device) -> None:
     """Refuse an engine that cannot run here.
 
     Raises:
-        ValueError: CUDA graphs are asked for without a GPU.
+        ValueError: CUDA graphs are asked for without a GPU, or for ranks that share one.
     """
     if "graph" in cfg.run.engine and device.type != "cuda":
         raise ValueError(
             f"run.engine is {cfg.run.engine!r}, but CUDA graphs need a GPU and this run is on "
             f'{device.type}: choose "eager", "compile" or "auto".'
+        )
+    if "graph" in cfg.run.engine and dist.is_initialized() and dist.get_backend() == "gloo":
+        raise ValueError(
+            f"run.engine is {cfg.run.engine!r}, but the ranks exchange gradients by gloo, which "
+            'CUDA graphs cannot hold: choose "eager" or "compile", or give each rank its own GPU.'
         )
 
 

@@ -50,10 +50,14 @@ class Compilable(nn.Module):
 
 @contextlib.contextmanager
 def tracing_gradients() -> Iterator[None]:
-    """Let the compiler follow torch.autograd.grad inside a module, as R1 needs it."""
+    """Let the compiler follow torch.autograd.grad inside a module, as R1 needs it.
+
+    Inside DistributedDataParallel it must not cut the module at the buckets of gradients, as it
+    does by default: R1's gradient crosses the cuts.
+    """
     import torch._dynamo
 
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
+    with torch._dynamo.config.patch(trace_autograd_ops=True, optimize_ddp=False):
         yield
 
 

@@ -184,6 +184,19 @@ def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
     return device
 
 
+def transport(device: torch.device, name: str | None) -> str:
+    """What exchanges gradients: NCCL between GPUs, gloo elsewhere.
+
+    NCCL refuses ranks that share a GPU, as those of a machine do that are all given the same one by
+    its number. That is slow, and there to try several ranks on a single GPU.
+    """
+    if device.type != "cuda":
+        return "gloo"
+    numbered = name is not None and torch.device(name).index is not None
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return "gloo" if numbered and together > 1 else "nccl"
+
+
 @contextlib.contextmanager
 def start(
     device_name: str | None, timeout_s: float = 600.0, reduction: str = "fp32"
@@ -191,7 +204,7 @@ def start(
     """Join the other ranks for the length of a ``with`` block.
 
     Args:
-        device_name: as for ``choose_device``.
+        device_name: as for ``choose_device``; several ranks on the GPU of one number use gloo.
         timeout_s: how long a rank waits for the others; after it the process ends with
             ``watchdog.EXIT_STALLED``.
         reduction: "fp32" or "bf16".
@@ -220,7 +233,7 @@ def start(
     patience = timedelta(seconds=PATIENCE * timeout_s + 60)
     try:
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            transport(device, device_name),
             store=store,
             rank=rank,
             world_size=world,

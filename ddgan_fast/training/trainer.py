@@ -101,6 +101,7 @@ class Run:
         )
         index = torch.from_numpy(self.plan.positions(0, ranks.rank, ranks.world))
         self.engine = Engine(cfg, ranks, index.to(ranks.device))
+        stack.callback(self.engine.drop_graphs)
         notes: list[str] = []
         self.monitor: Monitor | None = None
         self.watch = Watch(self, self._resume(notes.append), notes.append)

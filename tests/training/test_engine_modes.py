@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_graphs import engine_and_batches, everything
 from tiny_runs import final_state, record, run_ranks, tensors_of, tiny
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from ddgan_fast.training import choosing, compiling
-from ddgan_fast.training.choosing import settle, wrong_gradients
+from ddgan_fast.training.choosing import refuse, settle, wrong_gradients
+from ddgan_fast.training.parallel import Ranks
 from ddgan_fast.training.precision import LossScale, Precision
 from ddgan_fast.training.steps import DiscriminatorLoss
 from ddgan_fast.training.trainer import train
@@ -66,6 +69,25 @@ def test_single_compiled_steps_in_float32(tmp_path):
             error = float((got[name] - value).double().norm())
             floor = 1e-3 * largest if "exp_avg" in name else 1e-3
             assert error <= 1e-4 * max(float(value.norm()), floor), (eager.step, name, error)
+
+
+@needs_tracing
+def test_a_compiled_step_with_several_buckets_of_gradients(tmp_path, monkeypatch):
+    """The compiler would cut the discriminator at the buckets, with R1's gradient in one piece."""
+    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/peers", rank=0, world_size=1)
+    try:
+        cfg = {**FLAT, "run__precision": "fp64", "loss__lazy_reg": 1}
+        eager, batches = engine_and_batches(tmp_path, 2, **cfg)
+        monkeypatch.setattr(Ranks, "wrap", lambda _, loss: DDP(loss, bucket_cap_mb=0.002))
+        compiled, _ = engine_and_batches(tmp_path, 0, **cfg)
+        compiled.switch("compile", batches[0])
+        for batch in batches:
+            eager.take_step(batch)
+            compiled.take_step(batch)
+        assert largest_difference(eager, compiled) < 1e-10
+    finally:
+        dist.destroy_process_group()
 
 
 @needs_tracing
@@ -234,3 +256,11 @@ def test_graphs_without_a_gpu_are_refused(tmp_path):
     with pytest.raises(ValueError, match="CUDA graphs need a GPU and this run is on cpu"):
         train(cfg, device="cpu", quiet=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_of_ranks_that_share_a_gpu_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
+    with pytest.raises(ValueError, match="by gloo, which CUDA graphs cannot hold"):
+        refuse(tiny(tmp_path, run__engine="graph"), torch.device("cuda:0"))
+    refuse(tiny(tmp_path, run__engine="compile"), torch.device("cuda:0"))
