@@ -226,15 +226,7 @@ def start(
             watchdog.stop()
         return
     rank = int(os.environ["RANK"])
-    try:
-        store = connect(timeout_s, keep=rank == 0)
-        # All keys of this attempt; the connection for news is apart, as the first may be waiting.
-        name = meet(store, rank, world, timeout_s)
-        news = dist.PrefixStore(f"{name}/watchdog", connect(timeout_s))
-    except dist.DistError as error:
-        raise RuntimeError(
-            f"the rendezvous store has gone while the ranks met: {' '.join(str(error).split())}"
-        ) from error
+    store, news = _meet(rank, world, timeout_s)
     watchdog = Watchdog(rank, world, timeout_s, news)
     watchdog.start()
     # The watchdog speaks first, and knows whom to name; this limit is the net below it.
@@ -242,7 +234,7 @@ def start(
     try:
         dist.init_process_group(
             transport(device, device_name),
-            store=dist.PrefixStore(name, store),
+            store=store,
             rank=rank,
             world_size=world,
             timeout=patience,
@@ -266,6 +258,20 @@ def start(
         watchdog.stop()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meet(rank: int, world: int, timeout_s: float) -> tuple[dist.Store, dist.Store]:
+    """Two connections to what only the ranks of this attempt share: for torch, and for news."""
+    try:
+        store = connect(timeout_s, keep=rank == 0)
+        name = meet(store, rank, world, timeout_s)
+        # Apart from the first, which may be busy waiting.
+        news = connect(timeout_s)
+    except dist.DistError as error:
+        raise RuntimeError(
+            f"the rendezvous store has gone while the ranks met: {' '.join(str(error).split())}"
+        ) from error
+    return dist.PrefixStore(name, store), dist.PrefixStore(f"{name}/watchdog", news)
 
 
 def _mean_in_bf16(_, bucket):
