@@ -53,7 +53,15 @@ def units(part: str, child: Child) -> list[Unit]:
     pairs: tuple[tuple[str, int], ...] = SAMPLES if part == "sample" else STEPS
     if child.tiny:
         pairs = (("tiny", 4),)
-    time_one = {"step": _step, "compiled": _compiled, "sample": _sample}[part]
+    if part == "compiled":
+        # Compiling takes minutes: what one backend has shown is not lost with the next.
+        backends = ["inductor", *_usable(child)[-1:]]
+        return [
+            (f"{preset} {n}, {backend}", partial(_compiled, child, preset, n, backend))
+            for preset, n in pairs
+            for backend in backends
+        ]
+    time_one = {"step": _step, "sample": _sample}[part]
     return [(f"{preset} {n}", partial(time_one, child, preset, n)) for preset, n in pairs]
 
 
@@ -91,12 +99,11 @@ def _step(child: Child, preset: str, batch: int) -> None:
     _time_variants(child, "step", preset, batch, variants, recipes=("recipe", "recipe_fp32"))
 
 
-def _compiled(child: Child, preset: str, batch: int) -> None:
-    """Steps by torch.compile, alone and as graphs, against the recipe; compile time apart."""
+def _compiled(child: Child, preset: str, batch: int, backend: str) -> None:
+    """Steps by torch.compile, as graphs on GPUs, against the recipe; compile time apart."""
     mode = "compile+graph" if child.device == "cuda" else "compile"
-    backends = ["inductor", *_usable(child)[-1:]] if child.device == "cuda" else ["inductor"]
-    variants = {f"{mode}, {b}": Variant(backend=b, mode=mode) for b in backends}
-    _time_variants(child, "step_compiled", preset, batch, variants, recipes=("recipe",))
+    variants = {f"{mode}, {backend}": Variant(backend=backend, mode=mode)}
+    _time_variants(child, "step_compiled", preset, batch, variants, ("recipe",), chain=backend)
 
 
 def _flops(child: Child, preset: str, batch: int) -> float:

@@ -53,7 +53,8 @@ def steps(rows: Sequence[Row]) -> str:
             continue
         best = min(ours, key=lambda row: row["ms_p50"])
         # Both of one run, as other minutes may be slower ones.
-        recipes = {r["provider"]: r for r in group if r["case"] == best["case"]}
+        run = best["case"], best.get("chain")
+        recipes = {r["provider"]: r for r in group if (r["case"], r.get("chain")) == run}
         recipe, strict = recipes.get("recipe"), _named(group, "recipe_fp32")
         lines.append([
             best["card"], best["preset"], str(best["batch"]),

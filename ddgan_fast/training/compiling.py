@@ -13,9 +13,8 @@ from torch import nn
 
 from ..kernels._build import cache_folder
 
-
-# Of calls that one part is compiled for. All engines of a process share the compiled code, and after
-# eight kinds torch would refuse the ninth.
+# Kinds of calls that a part is compiled for. All engines of a process share the compiled code, and
+# torch by itself refuses the ninth.
 _MOST_KINDS = 64
 
 

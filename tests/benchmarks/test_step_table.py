@@ -31,8 +31,10 @@ def test_the_fastest_of_ours_meets_the_recipe_of_its_own_run(tmp_path):
     suite(tmp_path, "a.json", [
         row("step", "eager, torch", 200), row("step", "graph, cuda", 160),
         row("step", "recipe", 640, dtype="tf32"), row("step", "recipe_fp32", 1280, dtype="fp32"),
-        row("step_compiled", "compile+graph, inductor", 100),
-        row("step_compiled", "recipe", 500, dtype="tf32"),
+        row("step_compiled", "compile+graph, inductor", 100, chain="inductor"),
+        row("step_compiled", "recipe", 500, dtype="tf32", chain="inductor"),
+        row("step_compiled", "compile+graph, cuda", 120, chain="cuda"),
+        row("step_compiled", "recipe", 700, dtype="tf32", chain="cuda"),
         row("step", "graph, triton", 1.0, agrees=False, disagreement="wrong"),
     ])
     ((card, preset, batch, how, speed, ms, peak, share, recipe, ratio, strict),) = cells(
