@@ -114,36 +114,6 @@ def test_recorded_steps_are_the_steps(tmp_path, overrides):
     assert any(not torch.equal(moved[name], start[name]) for name in start)
 
 
-needs_compiler = pytest.mark.skipif(
-    compiling.missing() is not None or not (shutil.which("gcc") or shutil.which("cc")),
-    reason="needs a C compiler, and a torch that traces R1",
-)
-
-
-@needs_compiler
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_compiled_and_recorded_steps_follow_eager(tmp_path, monkeypatch, precision):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    torch._dynamo.reset()
-    cfg = tiny(tmp_path, run__engine="compile+graph", run__precision=precision, **FLAT)
-    losses = {}
-    for mode in ("eager", "compile+graph"):
-        engine, batches = engine_of(cfg), batches_of(cfg, 8)
-        choosing._wake(engine)
-        with engine.precision.settings():
-            if mode != "eager":
-                engine.switch("compile", batches[0])
-                assert choosing.wrong_gradients(engine, batches[0]) is None
-            engine.switch(mode, batches[0])
-            for batch in batches:
-                engine.take_step(batch)
-        assert engine.guard.at_tick() is None
-        losses[mode] = engine.stats.read()
-    for key in ("D/real", "D/fake", "D/r1", "G/loss"):
-        bound = 1e-3 if precision == "fp32" else 0.05
-        assert losses["compile+graph"][key] == pytest.approx(losses["eager"][key], rel=bound), key
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_samples_of_graphs_are_the_samples(precision):
     cfg = tiny("unused")
@@ -155,28 +125,6 @@ def test_samples_of_graphs_are_the_samples(precision):
     for first, count in ((0, 8), (8, 8), (16, 4), (20, 8), (28, 4)):
         index = torch.arange(first, first + count, device=GPU)
         assert torch.equal(eager.draw(index), graphs.draw(index)), (first, count)
-
-
-@pytest.mark.parametrize(
-    "steps_left", [10, pytest.param(10**6, marks=[pytest.mark.slow, needs_compiler])]
-)
-def test_the_choice_is_told_and_leaves_no_trace(tmp_path, monkeypatch, steps_left):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    cfg = tiny(tmp_path, run__engine="auto", **FLAT)
-    engine, batches = engine_of(cfg), batches_of(cfg, 2)
-    with engine.precision.settings():
-        engine.take_step(batches[0])
-        before, sums = everything(engine), [value.clone() for value in engine.stats.tensors()]
-        told = []
-        choosing.settle(engine, batches[1], steps_left, told.append)
-        after = everything(engine)
-        assert [name for name in before if not torch.equal(before[name], after[name])] == []
-        assert all(torch.equal(a, b) for a, b in zip(engine.stats.tensors(), sums, strict=True))
-        engine.take_step(batches[1])
-    assert len(told) == 1 and told[0].startswith(f"Engine: {engine.mode}, ")
-    assert " ms per step" in told[0] and "does not work" not in told[0], told
-    assert ("would not pay" in told[0]) == (steps_left == 10)
-    assert engine.step == 2 and engine.guard.at_tick() is None
 
 
 def test_one_rank_of_nccl_is_no_rank(tmp_path):
@@ -273,3 +221,56 @@ def test_memory_of_graphs_is_told_and_comes_back(tmp_path, capsys):
             print(f"\ncifar10, 32 images, {turn}: peak {peak:.2f} GiB, held {held[turn]:.2f} GiB")
     assert held["back again"] <= held["back"] + 0.1, held
     assert held["back"] <= held["graph"], held
+
+
+# Compiling takes most of the time, so it comes last.
+needs_compiler = pytest.mark.skipif(
+    compiling.missing() is not None or not (shutil.which("gcc") or shutil.which("cc")),
+    reason="needs a C compiler, and a torch that traces R1",
+)
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_and_recorded_steps_follow_eager(tmp_path, monkeypatch, precision):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    torch._dynamo.reset()
+    cfg = tiny(tmp_path, run__engine="compile+graph", run__precision=precision, **FLAT)
+    losses = {}
+    for mode in ("eager", "compile+graph"):
+        engine, batches = engine_of(cfg), batches_of(cfg, 8)
+        choosing._wake(engine)
+        with engine.precision.settings():
+            if mode != "eager":
+                engine.switch("compile", batches[0])
+                assert choosing.wrong_gradients(engine, batches[0]) is None
+            engine.switch(mode, batches[0])
+            for batch in batches:
+                engine.take_step(batch)
+        assert engine.guard.at_tick() is None
+        losses[mode] = engine.stats.read()
+    for key in ("D/real", "D/fake", "D/r1", "G/loss"):
+        bound = 1e-3 if precision == "fp32" else 0.05
+        assert losses["compile+graph"][key] == pytest.approx(losses["eager"][key], rel=bound), key
+
+
+@pytest.mark.parametrize(
+    "steps_left", [10, pytest.param(10**6, marks=[pytest.mark.slow, needs_compiler])]
+)
+def test_the_choice_is_told_and_leaves_no_trace(tmp_path, monkeypatch, steps_left):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    cfg = tiny(tmp_path, run__engine="auto", **FLAT)
+    engine, batches = engine_of(cfg), batches_of(cfg, 2)
+    with engine.precision.settings():
+        engine.take_step(batches[0])
+        before, sums = everything(engine), [value.clone() for value in engine.stats.tensors()]
+        told = []
+        choosing.settle(engine, batches[1], steps_left, told.append)
+        after = everything(engine)
+        assert [name for name in before if not torch.equal(before[name], after[name])] == []
+        assert all(torch.equal(a, b) for a, b in zip(engine.stats.tensors(), sums, strict=True))
+        engine.take_step(batches[1])
+    assert len(told) == 1 and told[0].startswith(f"Engine: {engine.mode}, ")
+    assert " ms per step" in told[0] and "does not work" not in told[0], told
+    assert ("would not pay" in told[0]) == (steps_left == 10)
+    assert engine.step == 2 and engine.guard.at_tick() is None
