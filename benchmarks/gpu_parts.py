@@ -25,6 +25,7 @@ from . import facts
 from .gpu_units import Child, Unit, die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
+_ENGINE_TESTS = ROOT / "tests/training/test_engine_gpu.py"
 _INTERRUPTED_S = 8.0
 """For a program to end by itself after it is interrupted."""
 _SHARE = 0.7
@@ -135,7 +136,7 @@ def _tests(child: Child) -> list[Unit]:
     else:
         files = [
             path for path in sorted(ROOT.glob("tests/**/test_*.py"))
-            if re.search(r"mark\.gpu\b", path.read_text())
+            if re.search(r"mark\.gpu\b", path.read_text()) and path != _ENGINE_TESTS
         ]
     # The kernels' own tests come first: everything else stands on them. The rest share one start.
     own = sorted(path for path in files if "kernels" in path.parts)
@@ -148,6 +149,11 @@ def _tests(child: Child) -> list[Unit]:
         )
         for group in groups
     ]
+
+
+def _engine(child: Child) -> list[Unit]:
+    """Training itself: graphs, compiled code, ranks. It compiles for minutes."""
+    return [] if child.tiny else [("engine", partial(_test_files, child, [_ENGINE_TESTS], 1.0))]
 
 
 def _test_files(child: Child, paths: list[Path], share: float) -> None:
@@ -267,6 +273,7 @@ _PARTS: dict[str, Callable[[Child], Any]] = {
     "env": _environment,
     "build": _build,
     "tests": _tests,
+    "engine": _engine,
     "sanitizer": _sanitizer,
     "kernels": _kernels,
     **{part: _network_parts(part) for part in ("step", "compiled", "sample", "ablation", "train")},

@@ -31,6 +31,7 @@ LIMITS = {
     "env": 40,
     "build": 150,
     "tests": 210,
+    "engine": 400,
     "sanitizer": 90,
     "kernels": 240,
     "step": 240,
