@@ -71,7 +71,9 @@ class Extractor:
 
     def title(self, metric: str) -> str:
         """How a metric on these features is called: FID and its kin on Inception's alone."""
-        return metric if self.name == "inception" else f"{_STAND_IN.get(metric, metric)}_{self.name}"
+        if self.name == "inception":
+            return metric
+        return f"{_STAND_IN.get(metric, metric)}_{self.name}"
 
     def note(self) -> str | None:
         """What a reader of the numbers must know of the weights; None where all is as published."""
@@ -110,7 +112,7 @@ def build_extractor(
             raise ValueError(
                 "the extractor inception needs its weights: name pytorch-fid's file pt_inception-"
                 f"2015-12-05-{inception.PUBLISHED_SHA256}.pth by --inception, or choose "
-                "--extractor lite0."
+                "--extractor lite0 or digits."
             )
         network, sha256 = inception.load_inception(weights)
         return _from_module(

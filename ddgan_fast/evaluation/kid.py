@@ -27,7 +27,7 @@ def kernel_distance(
         real: features [N, D].
         fake: features [M, D].
         subsets: how many.
-        subset_size: vectors from each side; smaller where there are fewer.
+        subset_size: vectors from each side; at most half of those that there are.
         seed: of the subsets.
 
     Returns:
@@ -36,8 +36,8 @@ def kernel_distance(
     Raises:
         ValueError: features of different lengths, or fewer than two.
     """
-    size = min(subset_size, len(real), len(fake))
-    _check(real, fake, size)
+    _check(real, fake)
+    size = fitting_subset(len(real), len(fake), subset_size)
     random = np.random.default_rng(seed)
     values = []
     for _ in range(subsets):
@@ -48,6 +48,11 @@ def kernel_distance(
         values.append(_mmd2(x, y))
     found = torch.stack(values)
     return float(found.mean()), float(found.std(unbiased=False))
+
+
+def fitting_subset(reals: int, fakes: int, subset_size: int = SUBSET_SIZE) -> int:
+    """Images of a subset: half of the smaller set at most, or else the subsets hardly differ."""
+    return max(2, min(subset_size, reals // 2, fakes // 2))
 
 
 def inception_score(logits: torch.Tensor, splits: int = SPLITS) -> tuple[float, float]:
@@ -85,12 +90,12 @@ def _mmd2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return within - 2.0 * xy.mean()
 
 
-def _check(real: torch.Tensor, fake: torch.Tensor, size: int) -> None:
+def _check(real: torch.Tensor, fake: torch.Tensor) -> None:
     if real.shape[1] != fake.shape[1]:
         raise ValueError(
             f"The features have different lengths: {real.shape[1]} and {fake.shape[1]}."
         )
-    if size < 2:
+    if min(len(real), len(fake)) < 2:
         raise ValueError(
             "The kernel distance needs at least 2 real and 2 generated images, but there are "
             f"{len(real)} and {len(fake)}."
