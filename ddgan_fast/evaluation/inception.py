@@ -252,7 +252,7 @@ def load_weights(network: nn.Module, path: Path, what: str) -> None:
     if names:
         side = "lacks" if names[0] in own else "has besides"
         raise ValueError(
-            f"{path} is not {what}: {len(names)} names of tensors differ; it {side} {names[0]}."
+            f"{path} is not {what}: tensors differ in name ({len(names)}); it {side} {names[0]}."
         )
     for name, tensor in own.items():
         if not isinstance(given[name], torch.Tensor) or given[name].shape != tensor.shape:

@@ -85,9 +85,13 @@ def inception_score(logits: torch.Tensor, splits: int = SPLITS) -> tuple[float, 
 
 def _mmd2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     n, dim = x.shape
-    xx, yy, xy = ((a @ b.T / dim + 1.0) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    xx, yy, xy = (_cube(a @ b.T / dim + 1.0) for a, b in ((x, x), (y, y), (x, y)))
     within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (n * (n - 1))
     return within - 2.0 * xy.mean()
+
+
+def _cube(x: torch.Tensor) -> torch.Tensor:
+    return x * x * x  # several times as fast as a power
 
 
 def _check(real: torch.Tensor, fake: torch.Tensor) -> None:

@@ -20,6 +20,10 @@ def _random_covariance(dim: int, seed: int, rank: int | None = None) -> torch.Te
     return root @ root.T / dim
 
 
+def _turn(dim: int, seed: int) -> torch.Tensor:
+    return torch.linalg.qr(_random_covariance(dim, seed))[0]
+
+
 def test_diagonal_gaussians_have_a_closed_form() -> None:
     a = _gaussian([0.0, 1.0, -2.0], [1.0, 4.0, 0.25])
     b = _gaussian([3.0, 1.0, 2.0], [9.0, 1.0, 0.25])
@@ -44,6 +48,36 @@ def test_covariances_that_do_not_commute(rank: int | None) -> None:
     assert frechet_distance(Gaussian(zero, a), Gaussian(zero, b)) == pytest.approx(
         expected, rel=1e-6
     )
+
+
+@pytest.mark.parametrize("decades", [0, 4, 8])
+def test_agrees_with_the_matrix_root_of_scipy(decades: int) -> None:
+    """Condition numbers up to 1e8; beyond, the root of the product is what loses digits."""
+    linalg = pytest.importorskip("scipy.linalg", reason="scipy comes with scikit-learn")
+    spectrum = torch.logspace(0, -decades, 64, dtype=torch.float64)
+    a, b = (
+        Gaussian(mean, turn @ spectrum.roll(roll).diag() @ turn.T)
+        for mean, turn, roll in (
+            (torch.zeros(64, dtype=torch.float64), _turn(64, 0), 0),
+            (torch.full((64,), 0.1, dtype=torch.float64), _turn(64, 1), 5),
+        )
+    )
+    product = (a.covariance @ b.covariance).numpy()
+    root = linalg.sqrtm(product)
+    trace = float(a.covariance.trace() + b.covariance.trace() - 2 * root.real.trace())
+    assert frechet_distance(a, b) == pytest.approx(0.64 + trace, rel=1e-6)
+
+
+def test_merged_moments_are_those_of_the_whole() -> None:
+    features = torch.randn(300, 5, generator=torch.Generator().manual_seed(1)) + 100
+    whole, merged = gaussian_of(features), Moments(5)
+    for part in features.split([120, 0, 179, 1]):
+        own = Moments(5)
+        own.update(part)
+        merged.merge(Moments.unpack(own.pack(), 5))
+    assert merged.count == 300
+    assert torch.allclose(merged.gaussian().mean, whole.mean, rtol=1e-14)
+    assert torch.allclose(merged.gaussian().covariance, whole.covariance, rtol=1e-9, atol=1e-12)
 
 
 def test_zero_for_equal_and_symmetric_for_singular() -> None:
