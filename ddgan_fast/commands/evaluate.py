@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..data.dataset import Dataset
     from ..evaluation.evaluate import Plan, Result
     from ..evaluation.features import Extractor
-    from ..evaluation.statistics import Statistics
     from ..sampling import LoadedGenerator
     from ..training.parallel import Ranks
 
@@ -130,8 +129,6 @@ def _sizes(text: str) -> list[int]:
 
 def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) -> None:
     from ..evaluation import evaluate, record
-    from ..evaluation.features import build_extractor
-    from ..evaluation.statistics import read_statistics
     from ..sampling import load_generator
 
     model = load_generator(
@@ -149,30 +146,23 @@ def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) 
         arguments.precision,
         arguments.jpeg75,
     )
-    extractor = statistics = data = None
+    extractor: Extractor | None = None
+    reference: dict[str, Any] = {}
     with _progress(ranks.rank == 0) as watch:
         if kind == "mlp":
             result = evaluate.evaluate_points(model, plan, ranks, watch)
         else:
-            needs_data = _needs_data(plan.metrics, arguments.reference)
-            cfg = _data_config(model.cfg, arguments.data)
-            known = cfg.data.path is not None or cfg.data.source in ("digits", "synthetic")
-            evaluate.check_sources(plan.metrics, known, arguments.reference is not None)
-            extractor = build_extractor(
-                arguments.extractor, weights=arguments.inception, device=ranks.device
-            )
-            if arguments.reference is not None:
-                statistics = read_statistics(arguments.reference, extractor)
-            data = _open(cfg) if needs_data else None
-            ranks.agree({}, _facts(extractor, data))
-            result = evaluate.evaluate_images(
-                model, plan, extractor, ranks, data=data, reference=statistics, watch=watch
-            )
+            extractor, result, reference = _judge_images(model, plan, arguments, ranks, watch)
     if result is None:
         return
-    entry = _record(arguments, argv, model, plan, result, extractor, ranks)
-    if extractor is not None:
-        entry["reference"] = _reference_facts(arguments.reference, statistics, data)
+    entry = {
+        "time": record.now(),
+        "command": f"ddgan-fast evaluate {shlex.join(argv)}",
+        "checkpoint": model.source.name,
+        "checkpoint_sha256": record.file_sha256(model.source),
+        "weights": arguments.weights,
+        **record.facts(model, plan, result, extractor, ranks, reference),
+    }
     entry["sampling"] = _timings(model, arguments)
     _print(entry)
     path = model.source.parent / "metrics.jsonl"
@@ -182,8 +172,40 @@ def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) 
     print(f"Added to {path}.")
 
 
-def _needs_data(metrics: Sequence[str], reference: str | None) -> bool:
-    return any(m in ("kid", "pr", "dc") for m in metrics) or ("fid" in metrics and not reference)
+def _judge_images(
+    model: LoadedGenerator,
+    plan: Plan,
+    arguments: argparse.Namespace,
+    ranks: Ranks,
+    watch: Callable[[str, int, int], None],
+) -> tuple[Extractor, Result | None, dict[str, Any]]:
+    """The extractor, the result, and what the samples were compared with."""
+    from ..data import build_dataset
+    from ..evaluation import evaluate, record
+    from ..evaluation.features import build_extractor
+    from ..evaluation.statistics import read_statistics
+
+    cfg = _data_config(model.cfg, arguments.data)
+    has_data = cfg.data.path is not None or cfg.data.source in ("digits", "synthetic")
+    evaluate.check_sources(plan.metrics, has_data, arguments.reference is not None)
+    extractor = build_extractor(
+        arguments.extractor, weights=arguments.inception, device=ranks.device
+    )
+    statistics = data = real = None
+    if arguments.reference is not None:
+        statistics = read_statistics(arguments.reference, extractor)
+    moments = "fid" in plan.metrics and statistics is None
+    if plan.paired or moments:
+        data = build_dataset(cfg)
+    ranks.agree({}, _facts(extractor, data))
+    if data is not None:
+        real = evaluate.real_features(
+            data, plan, extractor, ranks, moments=moments, watch=watch
+        )
+    result = evaluate.evaluate_images(
+        model, plan, extractor, ranks, real=real, reference=statistics, watch=watch
+    )
+    return extractor, result, record.reference_facts(arguments.reference, statistics, data)
 
 
 def _data_config(cfg: Config, path: str | None) -> Config:
@@ -196,12 +218,6 @@ def _data_config(cfg: Config, path: str | None) -> Config:
     return replace(cfg, data=data)
 
 
-def _open(cfg: Config) -> Dataset:
-    from ..data import build_dataset
-
-    return build_dataset(cfg)
-
-
 def _facts(extractor: Extractor, data: Dataset | None) -> dict[str, str]:
     """What must be the same on all ranks."""
     facts = {"extractor": f"{extractor.name} {extractor.sha256}"}
@@ -209,8 +225,9 @@ def _facts(extractor: Extractor, data: Dataset | None) -> dict[str, str]:
 
 
 def _make_reference(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    from ..data import build_dataset
     from ..evaluation import record
-    from ..evaluation.evaluate import collect_real
+    from ..evaluation.evaluate import Plan, real_features
     from ..evaluation.features import build_extractor
     from ..evaluation.statistics import Provenance, check_target, write_statistics
 
@@ -218,13 +235,14 @@ def _make_reference(arguments: argparse.Namespace, ranks: Ranks) -> None:
     cfg = _data_config(_config_of(arguments), arguments.data)
     if cfg.model.kind == "mlp":
         raise ValueError("statistics are of images, and this configuration is of points.")
-    data = _open(cfg)
+    data = build_dataset(cfg)
     extractor = build_extractor(
         arguments.extractor, weights=arguments.inception, device=ranks.device
     )
     ranks.agree({}, _facts(extractor, data))
     with _progress(ranks.rank == 0) as watch:
-        found = collect_real(data, extractor, ranks, moments=True, watch=watch)
+        plan = Plan(("fid",))
+        found = real_features(data, plan, extractor, ranks, moments=True, watch=watch)
     if found is None:
         return
     (moments,) = found.moments
@@ -268,61 +286,6 @@ def _config_of(arguments: argparse.Namespace) -> Config:
     size, _, channels = read_manifest(Path(arguments.data)).shape
     cfg.model.image_size, cfg.model.num_channels = size, channels
     return cfg
-
-
-def _record(
-    arguments: argparse.Namespace,
-    argv: Sequence[str],
-    model: LoadedGenerator,
-    plan: Plan,
-    result: Result,
-    extractor: Extractor | None,
-    ranks: Ranks,
-) -> dict[str, Any]:
-    from ..evaluation import record
-
-    entry: dict[str, Any] = {
-        "time": record.now(),
-        "command": f"ddgan-fast evaluate {shlex.join(argv)}",
-        "checkpoint": model.source.name,
-        "checkpoint_sha256": record.file_sha256(model.source),
-        "step": model.step,
-        "weights": arguments.weights,
-        "preset": model.cfg.preset,
-        "n": plan.n,
-        "seed": plan.seed,
-        "nfe": model.cfg.model.num_timesteps,
-        "precision": plan.precision,
-        "jpeg75": plan.jpeg75,
-        "ranks": ranks.world,
-        "device": record.device_name(ranks.device),
-        "versions": record.versions(),
-        "metrics": result.metrics,
-        "warnings": result.warnings,
-    }
-    if extractor is not None:
-        entry["extractor"] = {
-            "name": extractor.name,
-            "sha256": extractor.sha256,
-            "transform": extractor.transform,
-        }
-    return entry
-
-
-def _reference_facts(
-    path: str | None, statistics: Statistics | None, data: Dataset | None
-) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    if statistics is not None:
-        source = statistics.provenance
-        facts["statistics"] = Path(str(path)).name
-        facts["statistics_sha256"] = statistics.sha256
-        if source is not None:
-            facts |= {"statistics_of": source.data, "statistics_digest": source.data_digest}
-            facts["statistics_count"] = source.count
-    if data is not None:
-        facts |= {"data": data.describe(), "data_digest": data.digest, "data_count": len(data)}
-    return facts
 
 
 def _timings(model: LoadedGenerator, arguments: argparse.Namespace) -> list[dict[str, Any]]:

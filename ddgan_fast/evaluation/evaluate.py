@@ -53,6 +53,7 @@ class Plan:
         batch: samples drawn at once; default what fits.
         precision: of the generator: "fp32", "tf32", "bf16" or "fp16".
         jpeg75: pass the samples through JPEG of quality 75.
+        engine: what draws them: "graph", "eager" or "auto".
     """
 
     metrics: tuple[str, ...] = ("fid",)
@@ -61,6 +62,12 @@ class Plan:
     batch: int | None = None
     precision: str = "fp32"
     jpeg75: bool = False
+    engine: str = "auto"
+
+    @property
+    def paired(self) -> bool:
+        """Whether samples are compared with real images one by one."""
+        return any(name in self.metrics for name in _PAIRED)
 
 
 @dataclass
@@ -124,34 +131,33 @@ def evaluate_images(
     extractor: Extractor,
     ranks: Ranks,
     *,
-    data: Dataset | None = None,
+    real: Collected | None = None,
     reference: Statistics | None = None,
     watch: Watch = _silent,
 ) -> Result | None:
     """Measure the images that a model draws; all ranks share the drawing and the features.
 
-    FID compares with ``reference``, or else with all of ``data``; KID, precision, recall, density
-    and coverage compare with as many images of ``data`` as there are samples, at even distances.
+    Args:
+        model: the generator.
+        plan: what to measure; ``check_sources`` has found nothing missing.
+        extractor: what makes features of the images.
+        ranks: who shares the work.
+        real: on rank 0, what ``real_features`` found, unless no metric needs it.
+        reference: what FID compares with instead of ``real``.
+        watch: told about the progress.
 
     Returns:
         The result on rank 0, None on the others; every rank must call.
 
     Raises:
-        ValueError: too few images, a metric without its reference, or images that are not finite.
+        ValueError: too few images, or images that are not finite.
     """
-    check_sources(plan.metrics, data is not None, reference is not None)
-    paired = any(name in plan.metrics for name in _PAIRED)
     with_fid = "fid" in plan.metrics
-    real = None
-    if data is not None and (paired or (with_fid and reference is None)):
-        real = collect_real(
-            data, extractor, ranks, with_fid and reference is None, plan.n if paired else 0, watch
-        )
     fakes = Collector(
         extractor,
         splits=(plan.n // 2,),
         moments=with_fid,
-        keep=np.ones(plan.n, np.bool_) if paired else None,
+        keep=np.ones(plan.n, np.bool_) if plan.paired else None,
         logits="is" in plan.metrics or "modes" in plan.metrics,
     )
     for numbers, images in counted(
@@ -169,7 +175,7 @@ def evaluate_images(
         _add_frechet(result, extractor, fake.moments, gaussian, count)
         if reference is not None and reference.provenance is not None:
             _check_size(result, reference.provenance.image_size, model.cfg.model.image_size)
-    if paired:
+    if plan.paired:
         assert real is not None
         _add_paired(result, plan, extractor, real, fake)
     if fake.logits is not None:
@@ -197,24 +203,29 @@ def evaluate_points(
     return Result({name: float(scores[name]) for name in names})  # type: ignore[literal-required]
 
 
-def collect_real(
+def real_features(
     data: Dataset,
+    plan: Plan,
     extractor: Extractor,
     ranks: Ranks,
+    *,
     moments: bool,
-    keep: int = 0,
     watch: Watch = _silent,
 ) -> Collected | None:
     """Features of real images, on rank 0 (else None); every rank must call.
 
+    FID takes all images. KID, precision, recall, density and coverage take as many as there are
+    samples, at even distances.
+
     Args:
         data: the images; unflipped, and as the loaders crop them.
+        plan: what is to be measured.
         extractor: what makes features of them.
         ranks: who shares the work.
         moments: accumulate those of all images.
-        keep: how many images' features to keep, at even distances.
         watch: told about the progress.
     """
+    keep = plan.n if plan.paired else 0
     kept = evenly(keep, len(data)) if keep else np.zeros(len(data), np.bool_)
     collector = Collector(extractor, moments=moments, keep=kept if keep else None)
     chosen = np.arange(len(data)) if moments else np.flatnonzero(kept)
@@ -236,6 +247,7 @@ def _samples(model: LoadedGenerator, plan: Plan, ranks: Ranks) -> Batches:
         start=ranks.rank,
         stride=ranks.world,
         precision=plan.precision,
+        engine=plan.engine,
     ):
         numbers = done + ranks.world * np.arange(len(images))
         done += ranks.world * len(images)
@@ -248,7 +260,7 @@ def _share(n: int, ranks: Ranks) -> int:
 
 def _named(watch: Watch, what: str, ranks: Ranks) -> Callable[[int, int], None]:
     def tell(done: int, total: int) -> None:
-        ranks.watchdog.enter(what, done)
+        ranks.watchdog.enter(what)
         watch(what, done, total)
 
     return tell

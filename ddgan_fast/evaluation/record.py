@@ -10,13 +10,21 @@ import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ddgan_fast import __version__
 from ddgan_fast.files import atomic_open
+
+if TYPE_CHECKING:
+    from ddgan_fast.data.dataset import Dataset
+    from ddgan_fast.evaluation.evaluate import Plan, Result
+    from ddgan_fast.evaluation.features import Extractor
+    from ddgan_fast.evaluation.statistics import Statistics
+    from ddgan_fast.sampling import LoadedGenerator
+    from ddgan_fast.training.parallel import Ranks
 
 
 def now() -> str:
@@ -43,6 +51,54 @@ def versions() -> dict[str, str]:
 def device_name(device: torch.device) -> str:
     """The GPU's name, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def facts(
+    model: LoadedGenerator,
+    plan: Plan,
+    result: Result,
+    extractor: Extractor | None,
+    ranks: Ranks,
+    reference: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a record says of the samples, their judge, and the result."""
+    found: dict[str, Any] = {
+        "step": model.step,
+        "preset": model.cfg.preset,
+        "n": plan.n,
+        "seed": plan.seed,
+        "nfe": model.cfg.model.num_timesteps,
+        "precision": plan.precision,
+        "jpeg75": plan.jpeg75,
+        "ranks": ranks.world,
+        "device": device_name(ranks.device),
+        "versions": versions(),
+        "metrics": result.metrics,
+        "warnings": result.warnings,
+    }
+    if extractor is not None:
+        found["extractor"] = {
+            "name": extractor.name,
+            "sha256": extractor.sha256,
+            "transform": extractor.transform,
+        }
+        found["reference"] = dict(reference)
+    return found
+
+
+def reference_facts(
+    path: str | None, statistics: Statistics | None, data: Dataset | None
+) -> dict[str, Any]:
+    """What a record says of the real images, or of their statistics in the file ``path``."""
+    found: dict[str, Any] = {}
+    if statistics is not None:
+        found |= {"statistics": Path(str(path)).name, "statistics_sha256": statistics.sha256}
+        if (source := statistics.provenance) is not None:
+            found |= {"statistics_of": source.data, "statistics_digest": source.data_digest}
+            found["statistics_count"] = source.count
+    if data is not None:
+        found |= {"data": data.describe(), "data_digest": data.digest, "data_count": len(data)}
+    return found
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
