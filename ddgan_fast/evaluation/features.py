@@ -143,7 +143,7 @@ def _from_module(
     scale: float,
 ) -> Extractor:
     module.to(device)
-    at_once = 256 if device.type == "cuda" else 32
+    at_once = 128 if device.type == "cuda" else 32
     return Extractor(
         name,
         lambda x: module(x / scale),
