@@ -138,6 +138,8 @@ def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) 
         device=ranks.device,
     )
     kind = model.cfg.model.kind
+    if kind == "mlp":
+        _refuse_images_options(arguments)
     plan = evaluate.Plan(
         evaluate.parse_metrics(arguments.metrics, kind, arguments.extractor),
         arguments.n,
@@ -170,6 +172,15 @@ def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) 
     if arguments.json is not None:
         record.write(Path(arguments.json), entry)
     print(f"Added to {path}.")
+
+
+def _refuse_images_options(arguments: argparse.Namespace) -> None:
+    for name in ("data", "reference", "inception", "jpeg75"):
+        if getattr(arguments, name):
+            raise ValueError(
+                f"--{name} is for images, and this model draws points, which are judged by the 25 "
+                "centres: leave it out."
+            )
 
 
 def _judge_images(

@@ -21,7 +21,7 @@ from ddgan_fast.evaluation.collect import (
     through_jpeg,
 )
 from ddgan_fast.evaluation.features import Extractor
-from ddgan_fast.evaluation.frechet import Gaussian, Moments, frechet_distance
+from ddgan_fast.evaluation.frechet import Gaussian, Moments, frechet_distance, sampling_bias
 from ddgan_fast.evaluation.statistics import Statistics
 from ddgan_fast.sampling import LoadedGenerator, generate
 from ddgan_fast.training.parallel import Ranks
@@ -302,16 +302,13 @@ def _add_frechet(
 def _bias(
     title: str, distance: float, halves: Sequence[Moments], n: int, reference: Gaussian
 ) -> str:
-    """The warning of too few samples; the bias falls like 1 / n, so half as many show it."""
+    """The warning of too few samples."""
     text = f"{title} of {n:,} samples is too high, as so few understate their own spread"
-    if min(half.count for half in halves) < 2:
-        return f"{text}: take {ENOUGH:,} or more (50,000 to compare with published numbers)."
-    parts = [frechet_distance(reference, half.gaussian()) for half in halves]
-    bias = max(0.0, sum(parts) / len(parts) - distance)
-    return (
-        f"{text}: by about {bias:.3g}, since half as many give {distance + bias:.4g}; take "
-        f"{ENOUGH:,} or more (50,000 to compare with published numbers)."
-    )
+    advice = f"take {ENOUGH:,} or more (50,000 to compare with published numbers)."
+    bias = sampling_bias(halves, reference, distance)
+    if bias is None:
+        return f"{text}: {advice}"
+    return f"{text}: by about {bias:.3g}, since half as many give {distance + bias:.4g}; {advice}"
 
 
 def _check_size(result: Result, theirs: int, ours: int) -> None:

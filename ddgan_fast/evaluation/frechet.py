@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,3 +109,23 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     shift = (a.mean.double() - b.mean.double()).square().sum()
     distance = shift + a.covariance.trace() + b.covariance.trace() - 2.0 * cross
     return max(0.0, float(distance))
+
+
+def sampling_bias(halves: Sequence[Moments], reference: Gaussian, distance: float) -> float | None:
+    """By how much the distance of a finite set of samples is too high, about.
+
+    The bias falls like 1 / n (Chong and Forsyth, 2020), so half of the samples lie as much above
+    the whole as the whole lies above infinitely many.
+
+    Args:
+        halves: moments of the two halves of the samples.
+        reference: what they are compared with.
+        distance: of the whole set to ``reference``.
+
+    Returns:
+        The bias, at least 0; None where a half is too small to have a distance.
+    """
+    if min(half.count for half in halves) < 2:
+        return None
+    parts = [frechet_distance(reference, half.gaussian()) for half in halves]
+    return max(0.0, sum(parts) / len(parts) - distance)

@@ -200,6 +200,7 @@ def test_points_have_modes_only(tmp_path, capsys):
     assert record["sampling"] == []
     error = complaint(capsys, run, "--metrics", "fid,modes", "--device", "cpu")
     assert "the metric fid judges images, and this model draws points: use modes." in error
+    assert "--jpeg75 is for images" in complaint(capsys, run, "--jpeg75", "--device", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from ddgan_fast.evaluation.frechet import Gaussian, Moments, frechet_distance, gaussian_of
+from ddgan_fast.evaluation.frechet import (
+    Gaussian,
+    Moments,
+    frechet_distance,
+    gaussian_of,
+    sampling_bias,
+)
 
 
 def _gaussian(mean: list[float], variances: list[float]) -> Gaussian:
@@ -105,6 +111,25 @@ def test_distance_between_samples_falls_with_their_number() -> None:
         for n in (100, 10_000)
     )
     assert many < few / 10
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_halves_tell_the_bias_of_few_samples(scale: float) -> None:
+    """On average over sets of samples, whose distances scatter around the biased mean."""
+    dim, n, sets = 24, 400, 60
+    truth = Gaussian(torch.zeros(dim).double(), torch.eye(dim).double())
+    random = torch.Generator().manual_seed(0)
+    excess, bias = 0.0, 0.0
+    for _ in range(sets):
+        samples = scale * torch.randn(n, dim, generator=random)
+        halves = [Moments(dim), Moments(dim)]
+        for half, part in zip(halves, samples.split(n // 2), strict=True):
+            half.update(part)
+        distance = frechet_distance(truth, gaussian_of(samples))
+        excess += (distance - dim * (scale - 1) ** 2) / sets
+        bias += (sampling_bias(halves, truth, distance) or 0.0) / sets
+    assert bias == pytest.approx(excess, rel=0.15)
+    assert sampling_bias([Moments(dim), halves[1]], truth, distance) is None
 
 
 def test_refusals() -> None:
