@@ -239,6 +239,16 @@ class RunConfig:
     """Steps between sample grids; 0 = none."""
     sample_count: int = 64
     """Images in a sample grid."""
+    evaluate_every: int = 0
+    """Steps between two measurements of the samples (metrics.jsonl); 0 = none."""
+    evaluate_n: int = 10_000
+    """Samples of a measurement."""
+    evaluate_metrics: str = "fid"
+    """Some of "fid,kid,is,pr,dc" for images; points have "modes"."""
+    evaluate_extractor: str = "inception"
+    """What sees the images: "inception", "lite0" or "digits"."""
+    evaluate_inception: str | None = None
+    """pytorch-fid's weight file, for the extractor "inception"."""
     max_skipped: int = 10
     """Stop after this many steps skipped for a non-finite gradient since the last good tick."""
     tensorboard: bool = True

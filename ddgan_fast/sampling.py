@@ -255,6 +255,7 @@ def generate(
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     start: int = 0,
+    stride: int = 1,
     say: Callable[[str], None] | None = None,
     engine: str = "auto",
     precision: str = "fp32",
@@ -272,6 +273,7 @@ def generate(
             out, the batch is halved.
         device: move the model there first; default: it stays where it is.
         start: number of the first sample.
+        stride: from one sample's number to the next one's, where several processes share the work.
         say: told when a batch had to be made smaller; default: a line on stderr.
         engine: "graph" (one CUDA graph per batch size), "eager", or "auto" (graph on GPUs where
             there are some batches to draw).
@@ -281,11 +283,16 @@ def generate(
         uint8 [b, H, W, C], or float32 points [b, D].
 
     Raises:
-        ValueError: a negative count, seed or start, a batch size below 1, no such engine here, or
-            no such precision.
+        ValueError: a negative count, seed or start, a stride or batch size below 1, no such engine
+            here, or no such precision.
         RuntimeError: not even one sample fits into memory.
     """
-    for name, value, least in (("n", n, 0), ("seed", seed, 0), ("start", start, 0)):
+    for name, value, least in (
+        ("n", n, 0),
+        ("seed", seed, 0),
+        ("start", start, 0),
+        ("stride", stride, 1),
+    ):
         if value < least:
             raise ValueError(f"{name} is {value}: it must be at least {least}.")
     if seed >= 2**63:
@@ -303,7 +310,8 @@ def generate(
         graphs=use_graphs(engine, model.device, n // size),
         precision=precision,
     )
-    return _draw_all(drawer, n, size, start, model.device, say or _to_stderr)
+    numbers = range(start, start + n * stride, stride)
+    return _draw_all(drawer, numbers, size, model.device, say or _to_stderr)
 
 
 def _to_stderr(text: str) -> None:
@@ -312,16 +320,16 @@ def _to_stderr(text: str) -> None:
 
 def _draw_all(
     drawer: Drawer,
-    n: int,
+    numbers: range,
     size: int,
-    start: int,
     device: torch.device,
     say: Callable[[str], None],
 ) -> Iterator[np.ndarray]:
     too_many, done = 0, 0
-    while done < n:
-        count = min(size, n - done)
-        samples = _attempt(drawer, start + done, count, device)
+    while done < len(numbers):
+        part = numbers[done : done + size]
+        count = len(part)
+        samples = _attempt(drawer, part, device)
         if samples is None:
             if count == 1:
                 raise RuntimeError(
@@ -337,11 +345,10 @@ def _draw_all(
         done += count
 
 
-def _attempt(
-    drawer: Drawer, first: int, count: int, device: torch.device
-) -> np.ndarray | None:
-    """Samples ``first`` and the following, or None when memory ran out."""
-    index = torch.arange(first, first + count, dtype=torch.int64, device=device)
+def _attempt(drawer: Drawer, numbers: range, device: torch.device) -> np.ndarray | None:
+    """Samples of these numbers, or None when memory ran out."""
+    first, end, step = numbers.start, numbers.stop, numbers.step
+    index = torch.arange(first, end, step, dtype=torch.int64, device=device)
     try:
         # A graph's memory is overwritten by the next batch.
         return drawer.draw(index).to("cpu", copy=True).numpy()

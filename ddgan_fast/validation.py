@@ -339,8 +339,9 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
 def _run(run: RunConfig) -> None:
     for name in ("steps", "batch_size", "tick", "checkpoint_every", "sample_count"):
         at_least(f"run.{name}", getattr(run, name), 1)
-    for name in ("sample_every", "max_skipped"):
+    for name in ("sample_every", "evaluate_every", "max_skipped"):
         at_least(f"run.{name}", getattr(run, name), 0)
+    at_least("run.evaluate_n", run.evaluate_n, 100)
     if run.threads is not None:
         at_least("run.threads", run.threads, 1)
     at_least("run.keep", run.keep, 3)

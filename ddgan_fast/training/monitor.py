@@ -180,6 +180,11 @@ class Monitor:
             self._board.scalars(step, scalars)
         self._console.update(step, scalars)
 
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Show further numbers in TensorBoard."""
+        if self._board:
+            self._board.scalars(step, values)
+
     def image(self, name: str, step: int, image: Path | str | np.ndarray) -> None:
         """Show a picture in TensorBoard: a PNG file, or uint8 [H, W] or [H, W, C]."""
         if self._board:

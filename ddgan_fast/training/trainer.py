@@ -17,6 +17,7 @@ from ..data import Dataset, build_dataset
 from ..data.loading import make_loader
 from ..data.plan import Plan
 from ..data.torch_loader import Batch, Loader
+from ..evaluation.during import Quality
 from . import choosing, run_state
 from .checkpoint import CheckpointError, latest_state, load_state
 from .engine import Engine
@@ -130,6 +131,7 @@ class Run:
             )
         self.rank_times = RankTimes(ranks)
         self.preview = Preview(self, stack)
+        self.quality = Quality(self)
 
     @property
     def step(self) -> int:
@@ -239,7 +241,8 @@ class Run:
             stopping = vote(stop.requested)
             last = stopping or self.step >= run.steps
             saving = last or self.step % run.checkpoint_every == 0
-            if saving or self.step % run.tick == 0:
+            measuring = self.quality.is_due(self.step)
+            if saving or measuring or self.step % run.tick == 0:
                 watchdog.enter("statistics", self.step)
                 if self._tick(clock):
                     clock = TickClock(self.loader)
@@ -250,6 +253,9 @@ class Run:
             if run.sample_every and (self.step % run.sample_every == 0 or last):
                 watchdog.enter("sampling", self.step)
                 self.preview.draw()
+            if measuring:
+                watchdog.enter("evaluating", self.step)
+                self.quality.measure()
             clock.resume()
             if stopping:
                 sentence = (

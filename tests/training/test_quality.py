@@ -1,0 +1,56 @@
+"""Metrics during training: as ``ddgan-fast evaluate`` finds them, and without touching the run."""
+
+import json
+
+import pytest
+import torch
+from tiny_runs import final_state, tensors_of, tiny
+
+pytest.importorskip("sklearn")
+
+from ddgan_fast.cli import main
+from ddgan_fast.config import load_config
+from ddgan_fast.training import trainer
+
+EVALUATED = {
+    "run__evaluate_every": 2,
+    "run__evaluate_n": 100,
+    "run__evaluate_metrics": "fid,kid,pr",
+    "run__evaluate_extractor": "digits",
+}
+
+
+def test_measured_every_so_often_and_nothing_else_changes(tmp_path, capsys):
+    common = {"data__source": "digits", "data__limit": None, "run__steps": 4, "run__tick": 3}
+    trainer.train(tiny(tmp_path / "plain", **common), device="cpu", quiet=True)
+    cfg = tiny(tmp_path / "measured", **common, **EVALUATED, run__tensorboard=True)
+    trainer.train(cfg, device="cpu")
+    out = capsys.readouterr().out
+    path = tmp_path / "measured/metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert f"Step 4, 100 samples: fd_digits {lines[1]['metrics']['fd_digits']:.5g}, kd" in out
+    assert lines[0]["metrics"] != lines[1]["metrics"]
+    assert any((tmp_path / "measured").glob("events.out.tfevents*"))
+    plain, measured = (tensors_of(final_state(tmp_path / run)) for run in ("plain", "measured"))
+    assert all(torch.equal(plain[name], measured[name]) for name in plain)
+    words = ["--extractor", "digits", "--metrics", "fid,kid,pr", "-n", "100", "--device", "cpu"]
+    words += ["--seed", str(cfg.run.seed), "--time-batches", "none"]
+    assert main(["evaluate", str(tmp_path / "measured"), *words]) == 0
+    again = json.loads(path.read_text().splitlines()[-1])
+    assert again["checkpoint"] == "ema-000000004.safetensors"
+    assert again["metrics"] == pytest.approx(lines[1]["metrics"], rel=1e-5)
+    assert again["reference"] == lines[1]["reference"]
+
+
+def test_what_cannot_be_measured_is_said_before_training(tmp_path):
+    for options, sentence in (
+        ({"run__evaluate_extractor": "inception"}, "needs its weights"),
+        ({"run__evaluate_metrics": "fid,fad"}, "the metric 'fad' is unknown"),
+        ({"run__evaluate_n": 99}, "run.evaluate_n is 99: it must be at least 100"),
+    ):
+        cfg = tiny(tmp_path / "run", **{**EVALUATED, **options})
+        with pytest.raises(ValueError, match=sentence):
+            trainer.train(cfg, device="cpu", quiet=True)
+        assert not list((tmp_path / "run").glob("state-*"))
+    assert load_config("cifar10").run.evaluate_every == 0
