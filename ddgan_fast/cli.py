@@ -10,6 +10,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("ddgan_fast.commands.train", "train; the same command again goes on with the run"),
     "sample": ("ddgan_fast.commands.sample", "draw images from a checkpoint, ours or published"),
+    "edit": ("ddgan_fast.commands.edit", "change images, fill them in, walk between samples"),
     "prepare": ("ddgan_fast.commands.prepare", "turn images of any kind into fast shards"),
     "convert": ("ddgan_fast.commands.convert", "published checkpoints to ours, and back"),
     "presets": ("ddgan_fast.commands.presets", "list the configurations that come along"),
