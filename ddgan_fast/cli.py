@@ -13,6 +13,8 @@ COMMANDS = {
     "edit": ("ddgan_fast.commands.edit", "change images, fill them in, walk between samples"),
     "prepare": ("ddgan_fast.commands.prepare", "turn images of any kind into fast shards"),
     "convert": ("ddgan_fast.commands.convert", "published checkpoints to ours, and back"),
+    "push": ("ddgan_fast.commands.push", "upload a generator to the Hugging Face Hub"),
+    "pull": ("ddgan_fast.commands.pull", "download one from there"),
     "presets": ("ddgan_fast.commands.presets", "list the configurations that come along"),
     "doctor": ("ddgan_fast.commands.doctor", "what this machine can do, and why not more"),
     "demo": ("ddgan_fast.demo", "learn handwritten digits in a few minutes"),
