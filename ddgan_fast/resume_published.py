@@ -190,7 +190,7 @@ def _payload(saved: Mapping[str, Any], cfg: Config) -> dict[str, Any]:
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # Published averages are views into common storage, which would be saved again with each.
+    # Published averages are views into common storage, all of which would count with each.
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 

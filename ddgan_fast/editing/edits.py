@@ -134,7 +134,8 @@ def _edit(
             x = torch.where(change, first, x)
 
         def keep(t: int, predicted: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
-            return torch.where(change, x_t, noised(model, x0, t, noise.known(t)))
+            # The posterior's noise was used at the other pixels only.
+            return torch.where(change, x_t, noised(model, x0, t, noise.posterior(t)))
 
         return denoise(model, noise, x, strength, keep)
 

@@ -1,4 +1,4 @@
-"""Everything random about an edit: the draws of sampling, a few more, and what lies between two."""
+"""Everything random about an edit: the draws of sampling, and what lies between two of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ MOVES = ("both", "x", "z")
 
 # As in sampling: a step that training never reaches.
 _NOISE_STEP = -1
-# Of the draws that sampling does not make.
-_KNOWN_STREAM = 1
 
 
 class Noise(Protocol):
@@ -61,11 +59,6 @@ class Draws:
     def posterior(self, t: int) -> torch.Tensor:
         """Noise [N, C, H, W] of x_t given x_0 and x_{t+1}."""
         return philox.normal(self._seeds[2 * t + 1 : 2 * t + 2], self._index, self._shape)
-
-    def known(self, t: int) -> torch.Tensor:
-        """Noise [N, C, H, W] of a given image at level t."""
-        seed = self._seeds[2 * t + 1 : 2 * t + 2]
-        return philox.normal(seed, self._index, self._shape, stream=_KNOWN_STREAM)
 
 
 class Between:
