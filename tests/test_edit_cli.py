@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_sampling import drawn, image_config, weights_of
+from test_sampling import GOLDEN, drawn, image_config, weights_of
 
 from ddgan_fast.cli import main
 from ddgan_fast.config import to_dict
@@ -98,6 +98,16 @@ def test_strokes_on_a_photograph(folder):
     for image in (shown, *edited):
         assert np.array_equal(image[~painted], original[~painted])
     assert main(["edit", "stroke", "run", "strokes.png", "-o", "other.npz"]) == 2
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_a_published_checkpoint(folder, weights):
+    command = ["edit", "inpaint", str(GOLDEN / "content.pth"), "in.png", "--mask", "mask.png"]
+    assert main([*command, "-n", "2", "--weights", weights, "-o", "out.npz"]) == 0
+    filled = np.load("out.npz")["arr_0"]
+    assert filled.shape == (2, 16, 16, 3)
+    # Enlarged smoothly, so that known and missing parts meet in one row.
+    assert np.array_equal(filled[:, :7], np.stack([read_image("in.png", 16, 3)[:7]] * 2))
 
 
 @pytest.mark.parametrize(

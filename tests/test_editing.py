@@ -330,3 +330,12 @@ def test_the_global_random_state_stays():
     before = torch.get_rng_state()
     noise_then_denoise(model, pictures(2), 2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", EDITS)
+def test_a_gpu_gives_the_same(name):
+    expected = EDITS[name](model_of(), seed=3)
+    found = EDITS[name](model_of().to("cuda"), seed=3)
+    # Convolutions round differently there.
+    assert np.abs(found.astype(int) - expected).max() <= 2
