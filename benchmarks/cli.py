@@ -63,7 +63,14 @@ def main(argv: Sequence[str]) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device)
-    options = runner.Options(arguments.preset, arguments.batch, device, arguments.baseline)
+    options = runner.Options(
+        arguments.preset,
+        arguments.batch,
+        device,
+        arguments.baseline,
+        arguments.precision,
+        arguments.engine,
+    )
     origin = {
         "machine": facts.machine(device),
         "versions": facts.versions(),
@@ -98,6 +105,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda or cuda:0 (default: a GPU if there is one)")
     parser.add_argument(
         "--baseline", choices=BASELINES, help="time this, too: the published training recipe"
+    )
+    parser.add_argument("--precision", help="ours: fp32, tf32, bf16 or fp16 (default: as trained)")
+    parser.add_argument(
+        "--engine",
+        default="eager",
+        help="ours: eager, compile, graph, compile+graph or auto (default: eager)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--steps", type=int, default=20, help="timed rounds (default: 20)")

@@ -52,9 +52,10 @@ def _steps(child: Child) -> None:
 
         def steps(batches: Callable[[], object]) -> Callable[[], None]:
             def call() -> None:
-                for _ in range(2 if child.tiny else _STEPS):
-                    stepper.engine.step = 1  # without R1
-                    stepper.engine.take_step(batches())  # type: ignore[arg-type]
+                with stepper.engine.precision.settings():
+                    for _ in range(2 if child.tiny else _STEPS):
+                        stepper.engine.step = 1  # without R1
+                        stepper.engine.take_step(batches())  # type: ignore[arg-type]
 
             return call
 

@@ -17,6 +17,7 @@ from ddgan_fast.config import Config, from_dict, load_config, save_yaml, to_dict
 from ddgan_fast.data.device import to_model_input
 from ddgan_fast.kernels import backend_report, use_backend
 from ddgan_fast.models.rewrites import Rewrites
+from ddgan_fast.training.graphs import CudaRecorder
 
 from . import runner, sample, step
 from .gpu_units import Child, Unit
@@ -52,8 +53,23 @@ def units(part: str, child: Child) -> list[Unit]:
     pairs: tuple[tuple[str, int], ...] = SAMPLES if part == "sample" else STEPS
     if child.tiny:
         pairs = (("tiny", 4),)
-    time_one = {"step": _step, "compiled": _compiled, "sample": _sample}[part]
-    return [(f"{preset} {n}", partial(time_one, child, preset, n)) for preset, n in pairs]
+    if part == "compiled":
+        # Compiling takes minutes: what one backend has shown is not lost with the next.
+        backends = ["inductor", *_usable(child)[-1:]]
+        return [
+            (f"{preset} {n}, {backend}", partial(_compiled, child, preset, n, backend))
+            for preset, n in pairs
+            for backend in backends
+        ]
+    if part == "sample":
+        return [(f"{preset} {n}", partial(_sample, child, preset, n)) for preset, n in pairs]
+    # A graph keeps its memory: in units of their own they do not meet the recipe's in float32.
+    modes = ["eager"] if child.device == "cpu" else ["eager", "graph"]
+    return [
+        (f"{preset} {n}, {mode}", partial(_step, child, preset, n, mode))
+        for preset, n in pairs
+        for mode in modes
+    ]
 
 
 def _usable(child: Child) -> list[str]:
@@ -78,24 +94,19 @@ def _rounds(child: Child, batch: int) -> int:
     return 1 if child.tiny else 8 if batch > 16 else 15
 
 
-def _step(child: Child, preset: str, batch: int) -> None:
-    """Steps without a compiler: eager and as graphs, by every backend, against the recipe."""
-    variants = {"eager, torch": Variant()}
-    for backend in _usable(child):
-        variants[f"eager, {backend}"] = Variant(backend=backend)
-    if child.device == "cuda":
-        variants |= {
-            f"graph, {v.backend}": dataclasses.replace(v, mode="graph") for v in variants.values()
-        }
-    _time_variants(child, "step", preset, batch, variants, recipes=("recipe", "recipe_fp32"))
+def _step(child: Child, preset: str, batch: int, mode: str) -> None:
+    """Steps without a compiler, by every backend, against the recipe."""
+    backends = ["torch", *_usable(child)]
+    variants = {f"{mode}, {backend}": Variant(backend=backend, mode=mode) for backend in backends}
+    recipes = ("recipe", "recipe_fp32") if mode == "eager" else ("recipe",)
+    _time_variants(child, "step", preset, batch, variants, recipes, chain=mode)
 
 
-def _compiled(child: Child, preset: str, batch: int) -> None:
-    """Steps by torch.compile, alone and as graphs, against the recipe; compile time apart."""
+def _compiled(child: Child, preset: str, batch: int, backend: str) -> None:
+    """Steps by torch.compile, as graphs on GPUs, against the recipe; compile time apart."""
     mode = "compile+graph" if child.device == "cuda" else "compile"
-    backends = ["inductor", *_usable(child)[-1:]] if child.device == "cuda" else ["inductor"]
-    variants = {f"{mode}, {b}": Variant(backend=b, mode=mode) for b in backends}
-    _time_variants(child, "step_compiled", preset, batch, variants, recipes=("recipe",))
+    variants = {f"{mode}, {backend}": Variant(backend=backend, mode=mode)}
+    _time_variants(child, "step_compiled", preset, batch, variants, ("recipe",), chain=backend)
 
 
 def _flops(child: Child, preset: str, batch: int) -> float:
@@ -167,21 +178,16 @@ def _graph(provider: Provider, child: Child) -> Provider | None:
     if child.device != "cuda":
         return None
     call = provider.parts["all_steps"]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
+    recorder = CudaRecorder(torch.device(child.device))
+    recorder.warm_up(call, 1)
     try:
-        with torch.cuda.graph(graph, stream=stream):
-            call()
+        replay = recorder.record(call)
     except Exception as error:
         child.row(case="sample", provider=f"{provider.name}_graph", status="not captured",
                   error_text=str(error)[:300])
         torch.cuda.synchronize()
         return None
-    return Provider(f"{provider.name}_graph", provider.dtype, {"all_steps": graph.replay})
+    return Provider(f"{provider.name}_graph", provider.dtype, {"all_steps": replay})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +247,8 @@ def _time_variants(
     device = torch.device(child.device)
     preset = tiny_preset(child, preset)
     options = Options(preset, batch, device, "reference")
+    if any("compile" in variant.mode for variant in variants.values()):
+        torch._dynamo.reset()  # the code of earlier units, whose networks are gone
     with contextlib.ExitStack() as stack:
         base = step._configuration(options)
         providers, steppers = [], {}

@@ -257,6 +257,12 @@ def _loader(child: Child) -> list[Unit]:
     return gpu_loader.units(child)
 
 
+def _band(child: Child) -> list[Unit]:
+    from . import band
+
+    return band.units(child)
+
+
 _PARTS: dict[str, Callable[[Child], Any]] = {
     "env": _environment,
     "build": _build,
@@ -265,4 +271,5 @@ _PARTS: dict[str, Callable[[Child], Any]] = {
     "kernels": _kernels,
     **{part: _network_parts(part) for part in ("step", "compiled", "sample", "ablation", "train")},
     "loader": _loader,
+    "band": _band,
 }

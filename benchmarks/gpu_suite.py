@@ -39,6 +39,7 @@ LIMITS = {
     "ablation": 400,
     "train": 120,
     "loader": 90,
+    "band": 420,
 }
 """Parts, the most valuable first, and the seconds that each may take."""
 

@@ -5,14 +5,12 @@ All of it is computed, by running each preset's training step on tensors without
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ddgan_fast.config import Config, load_config
-from ddgan_fast.files import atomic_open
 from ddgan_fast.training.footprint import Memory, estimate_memory
 from ddgan_fast.training.memory import estimated_micro_batch
 
-ROOT = Path(__file__).resolve().parent.parent
+from . import readme
+
 BEGIN = "<!-- written by `python -m benchmarks.memory_table` -->"
 END = "<!-- end of the table of memory -->"
 # Images on one GPU where the preset's source trained: the presets' files name it.
@@ -76,29 +74,12 @@ def table(presets: list[str]) -> str:
     header = ["preset", "images per GPU", "weights", "gradients", "Adam", "EMA"]
     header += ["activations", "together", "`run.recompute`: activations, together"]
     header += ["micro-batch that fits 11 GB"]
-    lines = [header, ["---"] * len(header), *map(row, presets)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def renewed(readme: str, written: str) -> str:
-    """A README's text with the table between its markers replaced.
-
-    Raises:
-        ValueError: it has no markers.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"README.md must have the lines {BEGIN} and {END} around the table.")
-    return f"{before}{BEGIN}\n\n{written}\n{END}{after}"
+    return readme.markdown(header, [row(preset) for preset in presets])
 
 
 def main() -> None:
     """Write the table into README.md."""
-    readme = ROOT / "README.md"
-    text = renewed(readme.read_text(), table(list(PUBLISHED)))
-    with atomic_open(readme) as file:
-        file.write(text.encode())
+    readme.write(BEGIN, END, table(list(PUBLISHED)))
 
 
 if __name__ == "__main__":

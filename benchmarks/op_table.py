@@ -15,9 +15,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddgan_fast import kernels
-from ddgan_fast.files import atomic_open
 from ddgan_fast.kernels import registry, use_backend
 
+from . import readme
 from .kernel_bench import OURS, bind
 from .kernel_cases import OPS, PASSES, Op, Tensors, tiny_cases
 
@@ -210,32 +210,14 @@ def table(results: Path) -> str:
     """
     header = ["op", "what it does", "image dtypes", "memory orders", "gradients", "own kernels for"]
     header += [f"{title} ran on" for title in _TITLES.values()]
-    lines = [header, ["---"] * len(header)]
     found = runs(results)
     with use_backend("torch"):
-        lines += [_row(name, found) for name in public_ops()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def renewed(readme: str, results: Path) -> str:
-    """A README's text with the table between its markers replaced.
-
-    Raises:
-        ValueError: it has no markers.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"README.md must have the lines {BEGIN} and {END} around the table.")
-    return f"{before}{BEGIN}\n\n{table(results)}\n{END}{after}"
+        return readme.markdown(header, [_row(name, found) for name in public_ops()])
 
 
 def main() -> None:
     """Write the table into README.md."""
-    readme = ROOT / "README.md"
-    text = renewed(readme.read_text(), ROOT / "benchmarks/results")
-    with atomic_open(readme) as file:
-        file.write(text.encode())
+    readme.write(BEGIN, END, table(ROOT / "benchmarks/results"))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,10 @@ class Options:
     batch: int
     device: torch.device
     baseline: str | None = None
+    precision: str | None = None
+    """Other than the preset's."""
+    engine: str = "eager"
+    """How our steps are taken (run.engine)."""
 
 
 Row = dict[str, Any]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ddgan_fast.config import load_config
 from ddgan_fast.diffusion import Diffusion
+from ddgan_fast.drawing import PRECISIONS, use_graphs
 from ddgan_fast.kernels import philox
 from ddgan_fast.models import build_generator
+from ddgan_fast.training.graphs import CudaRecorder
+from ddgan_fast.training.precision import Precision
 
 from .agreement import FLOAT32_ERROR, distance, wake
 from .reference_recipe import ReferenceSampler
@@ -41,11 +44,22 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
     seed = philox.seed_tensor(0, 0, 0, device)
     index = philox.positions(n, device)
 
-    def ours() -> torch.Tensor:
-        return diffusion.draw(generator, shape, model.nz, seed, index)
+    precision = Precision(options.precision or "fp32", device.type)
+    if precision.name not in PRECISIONS:
+        names = ", ".join(PRECISIONS)
+        raise ValueError(f"--precision is {precision.name!r}: choose one of {names}.")
 
+    def draw() -> torch.Tensor:
+        with torch.no_grad(), precision.settings(), precision.autocast():
+            return diffusion.draw(generator, shape, model.nz, seed, index)
+
+    ours: Callable[[], object] = draw
+    if use_graphs(options.engine, device, 0):
+        recorder = CudaRecorder(device)
+        recorder.warm_up(draw, 1)
+        ours = recorder.record(draw)
     facts = {"preset": options.preset, "batch": n, "timesteps": model.num_timesteps}
-    providers = [Provider("ddgan_fast", "fp32", {"all_steps": ours})]
+    providers = [Provider("ddgan_fast", precision.name, {"all_steps": ours})]
     shares = {"all_steps": 1.0}
     if options.baseline is None:
         return Case("sample", providers, shares, n, device, facts)

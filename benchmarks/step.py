@@ -14,6 +14,7 @@ from ddgan_fast.config import Config, load_config
 from ddgan_fast.data import build_dataset
 from ddgan_fast.data.device import to_model_input
 from ddgan_fast.data.torch_loader import Batch
+from ddgan_fast.training import choosing
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.parallel import start
 from ddgan_fast.training.steps import Draws, MicroBatch
@@ -37,7 +38,10 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
         ValueError: a preset or baseline that cannot be timed.
     """
     cfg = _configuration(options)
+    choosing.refuse(cfg, options.device)
     stepper = Stepper(cfg, options.device, stack)
+    with stepper.engine.precision.settings():
+        choosing.settle(stepper.engine, stepper.batch, cfg.run.steps, print)
     interval = cfg.loss.lazy_reg
     shares = {"with_r1": 1 / interval}
     if interval > 1:
@@ -49,7 +53,12 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
             {"with_r1": lambda: stepper.step(True), "without_r1": lambda: stepper.step(False)},
         )
     ]
-    facts = {"preset": options.preset, "batch": options.batch, "r1_every": interval}
+    facts = {
+        "preset": options.preset,
+        "batch": options.batch,
+        "r1_every": interval,
+        "engine": stepper.engine.mode,
+    }
     if options.baseline is None:
         return Case("step", providers, shares, options.batch, options.device, facts)
     recipe = ReferenceRecipe(cfg, options.device)
@@ -78,7 +87,10 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
 
 
 def _configuration(options: Options) -> Config:
-    cfg = load_config(options.preset, {"run.batch_size": options.batch})
+    changes = {"run.batch_size": options.batch, "run.engine": options.engine}
+    if options.precision:
+        changes["run.precision"] = options.precision
+    cfg = load_config(options.preset, changes)
     if cfg.model.kind == "mlp" and options.baseline is not None:
         raise ValueError(
             f"the reference recipe is for images, and {options.preset} is for points: "
@@ -124,7 +136,7 @@ def differences(stepper: Stepper, recipe: ReferenceRecipe, real: torch.Tensor) -
             draws = recipe.draw(real)
             truth = _published(recipe, real, draws, penalize)
             allowed = dict.fromkeys(truth, FLOAT32_ERROR)
-            if stepper.engine.precision.name == "bf16":
+            if stepper.engine.precision.name in ("bf16", "fp16"):
                 # Backward threads of a GPU know no autocast dtype: they would take float16.
                 with (
                     torch.autocast(real.device.type, torch.bfloat16),

@@ -52,7 +52,7 @@ class Drawer:
     def draw(self, index: torch.Tensor) -> torch.Tensor:
         """Samples of these numbers, int64 [N] on the device: uint8 [N, H, W, C] or points [N, D].
 
-        With graphs the tensor is overwritten by the next call of the same size.
+        With graphs the tensor is overwritten by the next call.
 
         Raises:
             ValueError: the images hold NaN.

@@ -1,4 +1,4 @@
-"""Two diagrams: the losses of a run, and generated 2-D points. They need matplotlib."""
+"""Diagrams: losses of a run, generated 2-D points, lines over bands. They need matplotlib."""
 
 from __future__ import annotations
 
@@ -91,6 +91,37 @@ def scatter_points(
     outside = ((shown < low - margin) | (shown > high + margin)).any(1).sum()
     note = f", {outside:,} outside the picture" if outside else ""
     axes.set_title(f"{len(shown):,} samples{note}", fontsize=10)
+    _save(figure, out_path)
+
+
+def bands(
+    panels: Mapping[str, tuple[Any, tuple[Any, Any], Any]],
+    out_path: Path | str,
+    *,
+    band: str,
+    line: str,
+) -> None:
+    """Draw one panel per name: a line over a band, as a PNG.
+
+    Args:
+        panels: name -> (x [n], (lower [n], upper [n]), line [n]).
+        out_path: the picture.
+        band: what the band is.
+        line: what the line is.
+
+    Raises:
+        RuntimeError: matplotlib is missing.
+    """
+    figure = _figure(width=4 * len(panels), height=3.4)
+    for number, (name, (x, (lower, upper), values)) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        axes.fill_between(x, lower, upper, alpha=0.25, label=band)
+        axes.plot(x, values, linewidth=1.4, label=line)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if number == 0:
+            axes.legend(frameon=False, fontsize=8)
     _save(figure, out_path)
 
 

@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOW = f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
 TOOLS = {
     "torchrun": SHOW,
-    "scontrol": "#!/bin/sh\necho node7; echo node8\n",
+    "scontrol": "#!/bin/sh\necho node7; sleep 0.2; echo node8\n",
     "srun": '#!/bin/sh\nshift\nexec "$@"\n',
 }
 

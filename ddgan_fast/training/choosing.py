@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 
 from ..config import Config
 from ..data.torch_loader import Batch
@@ -27,12 +28,17 @@ def refuse(cfg: Config, device: torch.device) -> None:
     """Refuse an engine that cannot run here.
 
     Raises:
-        ValueError: CUDA graphs are asked for without a GPU.
+        ValueError: CUDA graphs are asked for without a GPU, or for ranks that share one.
     """
     if "graph" in cfg.run.engine and device.type != "cuda":
         raise ValueError(
             f"run.engine is {cfg.run.engine!r}, but CUDA graphs need a GPU and this run is on "
             f'{device.type}: choose "eager", "compile" or "auto".'
+        )
+    if "graph" in cfg.run.engine and dist.is_initialized() and dist.get_backend() == "gloo":
+        raise ValueError(
+            f"run.engine is {cfg.run.engine!r}, but the ranks exchange gradients by gloo, which "
+            'CUDA graphs cannot hold: choose "eager" or "compile", or give each rank its own GPU.'
         )
 
 
@@ -93,18 +99,18 @@ def _choose(engine: Engine, batch: Batch, steps_left: int, say: Say) -> None:
         notes.append(f"with {steps_left:,} steps to go compiling would not pay")
     trials = []
     for mode in modes:
-        trial = _try(engine, mode, batch)
-        if not trial.problem:
-            with engine.rehearsal():
-                trial.ms = {kind: _milliseconds(engine, batch, kind) for kind in engine.kinds}
-        trials.append(trial)
+        trials.append(_try(engine, mode, batch, timed=True))
     interval = engine.cfg.loss.lazy_reg
 
     def mean(trial: _Trial) -> float:
         return (trial.ms[True] + (interval - 1) * trial.ms.get(False, 0.0)) / interval
 
     # Every rank must take the same one: the first rank's clock decides.
-    working = [trial for trial in trials if trial.ms]
+    working = [trial for trial in trials if not trial.problem]
+    if not working:
+        engine.switch("eager", batch)
+        say(f"Engine: eager, untimed, because of {trials[0].problem}.")
+        return
     best = engine.ranks.share(min(working, key=mean).mode)
     if engine.mode != best:
         engine.switch(best, batch)
@@ -119,8 +125,8 @@ def _choose(engine: Engine, batch: Batch, steps_left: int, say: Say) -> None:
     )
 
 
-def _try(engine: Engine, mode: str, batch: Batch) -> _Trial:
-    """Switch and, where something is compiled, compare with eager; the same answer on all ranks."""
+def _try(engine: Engine, mode: str, batch: Batch, timed: bool = False) -> _Trial:
+    """Switch, compare compiled code with eager, time; whether it works all ranks agree on."""
     trial = _Trial(mode)
     began = time.perf_counter()
     before = compiling.cache_counts()
@@ -134,8 +140,11 @@ def _try(engine: Engine, mode: str, batch: Batch) -> _Trial:
                 trial.problem = wrong_gradients(engine, batch) or ""
         if not trial.problem and mode != engine.mode:
             engine.switch(mode, batch)
+        if timed and not trial.problem:
+            with engine.rehearsal():
+                trial.ms = {kind: _milliseconds(engine, batch, kind) for kind in engine.kinds}
     except Exception as error:
-        # Compilers fail in many ways, and training without them is slower, not wrong.
+        # Compilers fail in many ways and graphs take memory; training without is slower, not wrong.
         trial.problem = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".")
     if engine.ranks.any(bool(trial.problem)):
         trial.problem = trial.problem or "it failed on another rank"

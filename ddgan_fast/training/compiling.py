@@ -13,6 +13,10 @@ from torch import nn
 
 from ..kernels._build import cache_folder
 
+# Kinds of calls that a part is compiled for. All engines of a process share the compiled code, and
+# torch by itself refuses the ninth.
+_MOST_KINDS = 64
+
 
 class CompileError(RuntimeError):
     """torch.compile is not available here, or its result is wrong."""
@@ -50,10 +54,16 @@ class Compilable(nn.Module):
 
 @contextlib.contextmanager
 def tracing_gradients() -> Iterator[None]:
-    """Let the compiler follow torch.autograd.grad inside a module, as R1 needs it."""
+    """Let the compiler follow torch.autograd.grad inside a module, as R1 needs it.
+
+    Inside DistributedDataParallel it must not cut the module at the buckets of gradients, as it
+    does by default: R1's gradient crosses the cuts.
+    """
     import torch._dynamo
 
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
+    with torch._dynamo.config.patch(
+        trace_autograd_ops=True, optimize_ddp=False, recompile_limit=_MOST_KINDS
+    ):
         yield
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Config
 from ..data.device import to_model_input
@@ -19,7 +20,14 @@ from ..models import Rewrites, build_discriminator, build_generator
 from ..models.layers import set_memory_format
 from . import run_state
 from .ema import WeightAverage
-from .graphs import WARM_UP, WARM_UP_RANKS, CudaRecorder, Recorder, StepGraphs
+from .graphs import (
+    WARM_UP,
+    WARM_UP_RANKS,
+    CudaRecorder,
+    Recorder,
+    StepGraphs,
+    on_capture_stream,
+)
 from .guard import FiniteGuard, step_unless
 from .monitor import DeviceStats
 from .optim import adam_tensors, cosine_rate, make_adam, set_rate
@@ -80,7 +88,7 @@ class Engine:
             self.discriminator,
             self.diffusion,
             cfg.loss.r1_gamma,
-            wrap=self.ranks.wrap,
+            wrap=self._wrap,
             autocast=self.precision.autocast,
             joint=Rewrites.parse(cfg.run.rewrites).joint_d,
         )
@@ -90,6 +98,15 @@ class Engine:
         }
         o = cfg.optim
         self.ema = WeightAverage(self.generator, o.ema_decay, o.ema_warmup)
+
+    def _wrap(self, loss: nn.Module) -> nn.Module:
+        """Data-parallel where there are other ranks."""
+        if "graph" not in self.cfg.run.engine or self.ranks.device.type != "cuda":
+            return self.ranks.wrap(loss)
+        # DistributedDataParallel accumulates gradients on the stream that it is made on, and the
+        # default stream cannot be recorded.
+        with on_capture_stream(self.ranks.device):
+            return self.ranks.wrap(loss)
 
     def _adam(self, network: nn.Module, rate: float) -> torch.optim.Optimizer:
         o = self.cfg.optim
@@ -223,12 +240,18 @@ class Engine:
                 part.compile_no_more()
         if "graph" in mode:
             recorder = recorder or CudaRecorder(self.ranks.device)
-            times = WARM_UP if self.ranks.world == 1 else WARM_UP_RANKS
+            parallel = isinstance(self.train_step.d_loss, DistributedDataParallel)
+            times = WARM_UP_RANKS if parallel else WARM_UP
             graphs = StepGraphs(self.update_both, recorder, times)
             with self.rehearsal():
                 graphs.record(*self.network_input(batch), self.kinds)
             self._graphs = graphs
         self.mode = mode
+
+    def drop_graphs(self) -> None:
+        """Forget recorded steps; NCCL cannot be left before the graphs that hold its work."""
+        if self._graphs is not None:
+            self._graphs, self.mode = None, self.mode.removesuffix("graph").rstrip("+") or "eager"
 
     @property
     def kinds(self) -> tuple[bool, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import gc
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -18,36 +21,90 @@ Step = Callable[[torch.Tensor, torch.Tensor | None, bool], None]
 class Recorder(Protocol):
     """Runs work once and can run it again on the same memory."""
 
-    def warm_up(self, work: Callable[[], None], times: int) -> None:
+    def warm_up(self, work: Callable[[], object], times: int) -> None:
         """Run the work without recording it."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
         """What repeats the work; it is not run (or undone by the caller) while recorded."""
 
 
 class CudaRecorder:
-    """CUDA graphs that share one memory pool, as no two of them run at once."""
+    """CUDA graphs that share one memory pool, as no two of them run at once.
+
+    What one of them leaves in the pool is overwritten when another one runs.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._device = device
+        self._stream = capture_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def warm_up(self, work: Callable[[], None], times: int) -> None:
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+    def warm_up(self, work: Callable[[], object], times: int) -> None:
+        # What is left of earlier autograd graphs would accumulate gradients on their own stream,
+        # which must not wait for a recording.
+        gc.collect()
+        with on_capture_stream(self._device):
             for _ in range(times):
                 work()
-        torch.cuda.current_stream().wait_stream(self._stream)
         torch.cuda.synchronize()
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        # Loader threads may pin memory and start copies meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            work()
+        failed: BaseException | None = None
+        try:
+            with (
+                # torch.cuda.graph leaves its stream the current one when a recording fails.
+                torch.cuda.stream(self._stream),
+                # Loader threads may pin memory and start copies meanwhile.
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
+            ):
+                try:
+                    work()
+                except Exception as error:
+                    failed = error
+                    raise
+        except Exception as error:
+            self._abandon()
+            # That the recording is void says less than what made it so.
+            raise failed or error from None
+        finally:
+            failed = None
         return graph.replay
+
+    def _abandon(self) -> None:
+        """End a recording for the allocator, too, which torch leaves waiting for its end.
+
+        Until then no memory that other streams have used comes back.
+        """
+        index = self._device.index or 0
+        # The first one refuses where the recording has ended properly.
+        with contextlib.suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+            torch._C._cuda_releasePool(index, self._pool)
+
+
+@functools.cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of a device on which graphs are recorded.
+
+    Libraries keep workspaces for every stream they have seen, and DistributedDataParallel keeps the
+    stream that it was made on.
+    """
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def on_capture_stream(device: torch.device) -> Iterator[None]:
+    """Work inside runs on ``capture_stream``, after what came before and before what follows."""
+    stream = capture_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        torch.cuda.current_stream(device).wait_stream(stream)
 
 
 class StepGraphs:

@@ -184,6 +184,19 @@ def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
     return device
 
 
+def transport(device: torch.device, name: str | None) -> str:
+    """What exchanges gradients: NCCL between GPUs, gloo elsewhere.
+
+    NCCL refuses ranks that share a GPU, as those of a machine do that are all given the same one by
+    its number. That is slow, and there to try several ranks on a single GPU.
+    """
+    if device.type != "cuda":
+        return "gloo"
+    numbered = name is not None and torch.device(name).index is not None
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return "gloo" if numbered and together > 1 else "nccl"
+
+
 @contextlib.contextmanager
 def start(
     device_name: str | None, timeout_s: float = 600.0, reduction: str = "fp32"
@@ -191,7 +204,7 @@ def start(
     """Join the other ranks for the length of a ``with`` block.
 
     Args:
-        device_name: as for ``choose_device``.
+        device_name: as for ``choose_device``; several ranks on the GPU of one number use gloo.
         timeout_s: how long a rank waits for the others; after it the process ends with
             ``watchdog.EXIT_STALLED``.
         reduction: "fp32" or "bf16".
@@ -213,23 +226,15 @@ def start(
             watchdog.stop()
         return
     rank = int(os.environ["RANK"])
-    try:
-        store = connect(timeout_s, keep=rank == 0)
-        # All keys of this attempt; the connection for news is apart, as the first may be waiting.
-        name = meet(store, rank, world, timeout_s)
-        news = dist.PrefixStore(f"{name}/watchdog", connect(timeout_s))
-    except dist.DistError as error:
-        raise RuntimeError(
-            f"the rendezvous store has gone while the ranks met: {' '.join(str(error).split())}"
-        ) from error
+    store, news = _meet(rank, world, timeout_s)
     watchdog = Watchdog(rank, world, timeout_s, news)
     watchdog.start()
     # The watchdog speaks first, and knows whom to name; this limit is the net below it.
     patience = timedelta(seconds=PATIENCE * timeout_s + 60)
     try:
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore(name, store),
+            transport(device, device_name),
+            store=store,
             rank=rank,
             world_size=world,
             timeout=patience,
@@ -253,6 +258,20 @@ def start(
         watchdog.stop()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meet(rank: int, world: int, timeout_s: float) -> tuple[dist.Store, dist.Store]:
+    """Two connections to what only the ranks of this attempt share: for torch, and for news."""
+    try:
+        store = connect(timeout_s, keep=rank == 0)
+        name = meet(store, rank, world, timeout_s)
+        # Apart from the first, which may be busy waiting.
+        news = connect(timeout_s)
+    except dist.DistError as error:
+        raise RuntimeError(
+            f"the rendezvous store has gone while the ranks met: {' '.join(str(error).split())}"
+        ) from error
+    return dist.PrefixStore(name, store), dist.PrefixStore(f"{name}/watchdog", news)
 
 
 def _mean_in_bf16(_, bucket):

@@ -131,8 +131,9 @@ class DiscriminatorLoss(nn.Module):
         loss = loss_real.mean() + loss_fake.mean()
         if penalize:
             with without_autocast(x_t.device):
-                # As large as the loss's own gradients, which its mean divides by N.
-                factor = None if scale is None else scale / real.shape[0]
+                # The gradient is lifted by this factor, and so is what flows back through it: the
+                # loss is scaled, its mean divides by N, and R1 divides by the factor twice.
+                factor = None if scale is None else (scale / real.shape[0]).sqrt()
                 total = real.sum() if factor is None else real.sum() * factor
                 (gradient,) = torch.autograd.grad(total, x_t, create_graph=True)
             gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))

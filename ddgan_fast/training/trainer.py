@@ -64,6 +64,7 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
     dataset = build_dataset(cfg)  # before anything is written
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(start(device, cfg.run.timeout_s, cfg.run.reduction))
+        choosing.refuse(cfg, ranks.device)
         facts = {"ddgan_fast": __version__, "torch": torch.__version__, "data": dataset.digest}
         ranks.agree(to_dict(cfg), facts)
         if cfg.run.threads is not None:
@@ -98,9 +99,9 @@ class Run:
         self.plan = Plan(
             len(self.dataset), cfg.run.seed, cfg.run.batch_size, cfg.data.mode, flip
         )
-        choosing.refuse(cfg, ranks.device)
         index = torch.from_numpy(self.plan.positions(0, ranks.rank, ranks.world))
         self.engine = Engine(cfg, ranks, index.to(ranks.device))
+        stack.callback(self.engine.drop_graphs)
         notes: list[str] = []
         self.monitor: Monitor | None = None
         self.watch = Watch(self, self._resume(notes.append), notes.append)

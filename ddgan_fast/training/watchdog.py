@@ -115,7 +115,7 @@ class Watchdog:
         self.rank, self.world, self.timeout_s = rank, world, timeout_s
         self.host = socket.gethostname()
         self._store = store
-        self._interval = min(_MAX_INTERVAL_S, timeout_s / 10)
+        self._interval = min(_MAX_INTERVAL_S, timeout_s / 20)
         self._silent_s = min(SILENT_S, timeout_s / 4)
         # One tuple, replaced as a whole, so that a reading thread never sees half of a change.
         self._now = ("starting", 0)

@@ -55,8 +55,8 @@ def test_parts_write_their_rows(tmp_path):
         assert row["gb_s"] == pytest.approx(row["bytes_min"] / row["us_p50"] / 1e3, rel=1e-3)
         assert "eager" in row["speedup"]
     steps = [row for row in results["rows"] if row["part"] == "step"]
-    assert [row["provider"] for row in steps] == ["ddgan_fast", "reference"]
-    assert "reference" in steps[0]["speedup"]
+    assert [row["provider"] for row in steps] == ["eager, torch", "recipe", "recipe_fp32"]
+    assert steps[0]["speedup"].keys() == {"recipe", "recipe_fp32"}
 
 
 @pytest.mark.slow

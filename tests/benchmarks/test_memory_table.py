@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import memory_table
+from benchmarks import memory_table, readme
 from ddgan_fast.config import list_presets, load_config
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
@@ -58,6 +58,7 @@ def test_every_network_has_a_row():
 
 def test_the_text_around_the_table_stays():
     text = f"before\n{memory_table.BEGIN}\nold\n{memory_table.END}\nafter\n"
-    assert memory_table.renewed(text, "new\n") == text.replace("old", "\nnew\n")
+    made = readme.renewed(text, memory_table.BEGIN, memory_table.END, "new\n")
+    assert made == text.replace("old", "\nnew\n")
     with pytest.raises(ValueError, match=r"README\.md must have the lines"):
-        memory_table.renewed("no table here", "")
+        readme.renewed("no table here", memory_table.BEGIN, memory_table.END, "")

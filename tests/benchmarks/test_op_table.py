@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import op_table
+from benchmarks import op_table, readme
 from benchmarks.kernel_cases import OPS, PASSES
 from ddgan_fast import kernels
 
@@ -20,7 +20,9 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_readme_is_up_to_date():
-    wanted = op_table.renewed(README, ROOT / "benchmarks/results")
+    wanted = readme.renewed(
+        README, op_table.BEGIN, op_table.END, op_table.table(ROOT / "benchmarks/results")
+    )
     assert wanted == README, "run: python -m benchmarks.op_table"
 
 
@@ -84,7 +86,7 @@ def test_a_missing_case_and_missing_markers_are_named():
     with pytest.raises(ValueError, match="op nonesuch has no case: add one to OPS"):
         op_table.variants("nonesuch")
     with pytest.raises(ValueError, match=r"README\.md must have the lines"):
-        op_table.renewed("# nothing", ROOT)
+        readme.renewed("# nothing", op_table.BEGIN, op_table.END, "")
 
 
 def test_the_entry_points_of_pytest_benchmark_run():

@@ -259,3 +259,17 @@ def test_nothing_is_called_before_the_providers_agree():
     with pytest.raises(RuntimeError, match="the sums differ"):
         runner.run(case, rounds=1, warmup=0)
     assert not clock.calls
+
+
+def test_our_precision_and_engine_can_be_chosen(tiny, tmp_path):
+    common = ["--preset", str(tiny), "--batch", "4", "--device", "cpu", "--steps", "1"]
+    out = tmp_path / "rows.json"
+    options = ["--precision", "bf16", "--warmup", "0", "--json", str(out)]
+    assert cli.main(["step", *common, *options, "--baseline", "reference"]) == 0
+    ours, recipe = json.loads(out.read_text())["rows"]
+    assert (ours["dtype"], ours["engine"], recipe["dtype"]) == ("bf16", "eager", "fp32")
+    assert cli.main(["sample", *common, *options]) == 0
+    assert json.loads(out.read_text())["rows"][0]["dtype"] == "bf16"
+    for case in ("step", "sample"):
+        with pytest.raises(ValueError, match="CUDA graphs need a GPU"):
+            cli.main([case, *common, "--engine", "graph"])

@@ -1,8 +1,9 @@
 """One rank of a run with a fault: ``faulty_rank.py CONFIG.yaml [WHAT WHO PHASE STEP MARKER]``.
 
-The fault strikes when rank WHO ("all": every rank) enters a phase of a step, and only once: a file
-MARKER.RANK is made first. WHAT is "sleep" or a signal's name, which the process sends to itself.
-In CONFIG, {rank} stands for the rank.
+The fault strikes when rank WHO enters a phase of a step, and only once: a file MARKER.RANK is made
+first. With WHO "all" it strikes every rank, each one step later than the one before. WHAT is
+"sleep" or a signal's name, which the process sends to itself. In CONFIG, {rank} stands for the
+rank.
 """
 
 import os
@@ -20,12 +21,13 @@ def plant(what: str, who: str, phase: str, step: str, marker: str) -> None:
     rank = os.environ.get("RANK", "0")
     if who not in (rank, "all"):
         return
+    moment = phase, int(step) + (int(rank) if who == "all" else 0)
     enter = Watchdog.enter
     struck = Path(f"{marker}.{rank}")
 
     def strike(self: Watchdog, name: str, at: int | None = None) -> None:
         enter(self, name, at)
-        if self._now == (phase, int(step)) and not struck.exists():
+        if self._now == moment and not struck.exists():
             struck.touch()
             if what == "sleep":
                 time.sleep(3600)

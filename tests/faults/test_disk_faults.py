@@ -85,9 +85,14 @@ def test_full_disk_costs_one_checkpoint(
         return news
 
     monkeypatch.setattr(trainer.CheckpointWriter, "save", save_and_wait)
-    before_step(monkeypatch, {4: fill, 6: look, 7: make_room})
+
+    def listen():
+        seen["said"] = capsys.readouterr().out
+
+    before_step(monkeypatch, {4: fill, 6: look, 7: make_room, 8: listen})
     result = train(short_run(small_disk))
-    output = capsys.readouterr().out
+    output = seen["said"]  # by the tick after the failure
+    assert "Could not save" not in capsys.readouterr().out
     assert result.finished
     assert output.count("Could not save: ") == 1, output
     assert "step 6 was not saved" in output and "Training goes on" in output

@@ -89,14 +89,15 @@ def two_nodes(network, tmp_path):
     """Starts torchrun on both nodes; nothing of it outlives the test."""
     started = {}
 
-    def start(config):
+    def start(config, *fault, restarts=0):
         for number, node in enumerate(NODES):
             command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
             # Neither namespace knows its address by the machine's name.
             command += ["--nproc-per-node=1", f"--rdzv-conf=is_host={1 - number}"]
             command += ["--rdzv-backend=c10d"]
             command += [f"--rdzv-endpoint={NODES['a']}.2:29400", "--rdzv-id=test"]
-            command += [f"--local-addr={NODES[node]}.2", str(FAULTY_RANK), str(config)]
+            command += [f"--local-addr={NODES[node]}.2", f"--max-restarts={restarts}"]
+            command += [str(word) for word in (FAULTY_RANK, config, *fault)]
             with open(tmp_path / f"output.{node}", "w") as output:
                 started[node] = network.start(node, command, output)
         return started
@@ -109,6 +110,18 @@ def two_nodes(network, tmp_path):
 
 def outputs(tmp_path):
     return {node: (tmp_path / f"output.{node}").read_text() for node in NODES}
+
+
+def test_rank_killed_on_one_node_is_started_again_on_both(two_nodes, undisturbed, tmp_path):
+    config = short_run(tmp_path, run__timeout_s=60.0)
+    fault = ("SIGKILL", 1, "G step", 7, tmp_path / "struck")
+    for node, process in two_nodes(config, *fault, restarts=2).items():
+        assert process.wait(240) == 0, outputs(tmp_path)[node]
+    assert (tmp_path / "struck.1").exists()
+    said = "".join(outputs(tmp_path).values())
+    assert f"Going on from {tmp_path}/run/state-000000006.pt" in said
+    assert logged_steps(tmp_path / "run") == list(range(1, STEPS + 1))
+    assert_same_weights(tmp_path / "run", undisturbed)
 
 
 def test_link_cut_for_five_seconds_changes_nothing(network, two_nodes, undisturbed, tmp_path):

@@ -45,8 +45,9 @@ def test_sigterm_to_all_ranks_saves_and_the_same_command_goes_on(
 
 
 def test_stopped_rank_is_named_and_the_others_end_within_the_time_out(forked_ranks, tmp_path):
-    fault = ("SIGSTOP", 1, "G step", 4, tmp_path / "struck")
-    forked_ranks.start(2, FAULTY_RANK, short_run(tmp_path), *fault)
+    # Late enough that the rank was heard of during its steps.
+    fault = ("SIGSTOP", 1, "G step", 31, tmp_path / "struck")
+    forked_ranks.start(2, FAULTY_RANK, short_run(tmp_path, run__steps=100), *fault)
     assert wait_until(lambda: len(forked_ranks.process_ids()) == 2, 60)
     stopped = forked_ranks.process_ids()[1]
     assert wait_until((tmp_path / "struck.1").exists, 60)
@@ -58,7 +59,8 @@ def test_stopped_rank_is_named_and_the_others_end_within_the_time_out(forked_ran
     line = next(line for line in output.splitlines() if "time-out:" in line)
     for words in ("run.timeout_s is 10", "rank 1 (", "no sign of life", "in phase", "at step"):
         assert words in line
-    assert state_steps(tmp_path / "run") == [3]
+    assert '"starting"' not in line
+    assert state_steps(tmp_path / "run") == [24, 27, 30]
     assert_nothing_half_written(tmp_path / "run")
 
 

@@ -92,7 +92,9 @@ def test_ranks_notice_that_torchrun_was_killed(torchrun, tmp_path):
     process.kill()
     assert wait_until(lambda: not processes_of(config), 30), output_of(tmp_path)
     output = output_of(tmp_path)
-    assert output.count("torchrun is gone, so this rank saves and stops") == 2, output
+    # The first rank that notices may stop the other one before it does.
+    assert "torchrun is gone, so this rank saves and stops" in output
+    assert output.count("Stopped by") == 1, output
     [stopped] = state_steps(tmp_path / "run")
     assert stopped == logged_steps(tmp_path / "run")[-1]
     assert_nothing_half_written(tmp_path / "run")

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_graphs import engine_and_batches, everything
 from tiny_runs import final_state, record, run_ranks, tensors_of, tiny
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from ddgan_fast.training import choosing, compiling
 from ddgan_fast.training.choosing import refuse, settle, wrong_gradients
+from ddgan_fast.training.parallel import Ranks
 from ddgan_fast.training.precision import LossScale, Precision
 from ddgan_fast.training.steps import DiscriminatorLoss
+from ddgan_fast.training.trainer import train
 
 needs_tracing = pytest.mark.skipif(compiling.missing() is not None, reason=str(compiling.missing()))
 # One level without attention: a quarter of the code to compile.
@@ -20,6 +24,7 @@ def fresh_compiler(tmp_path, monkeypatch):
     """Caches of its own, on disk and in the process."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -67,6 +72,33 @@ def test_single_compiled_steps_in_float32(tmp_path):
 
 
 @needs_tracing
+def test_one_process_compiles_for_many_batch_sizes():
+    part = compiling.Compilable(torch.nn.Linear(2, 2))
+    part.compile_by("eager")
+    for size in range(1, 12):
+        assert part(torch.ones(size, 2)).shape == (size, 2)
+
+
+@needs_tracing
+def test_a_compiled_step_with_several_buckets_of_gradients(tmp_path, monkeypatch):
+    """The compiler would cut the discriminator at the buckets, with R1's gradient in one piece."""
+    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/peers", rank=0, world_size=1)
+    try:
+        cfg = {**FLAT, "run__precision": "fp64", "loss__lazy_reg": 1}
+        eager, batches = engine_and_batches(tmp_path, 2, **cfg)
+        monkeypatch.setattr(Ranks, "wrap", lambda _, loss: DDP(loss, bucket_cap_mb=0.002))
+        compiled, _ = engine_and_batches(tmp_path, 0, **cfg)
+        compiled.switch("compile", batches[0])
+        for batch in batches:
+            eager.take_step(batch)
+            compiled.take_step(batch)
+        assert largest_difference(eager, compiled) < 1e-10
+    finally:
+        dist.destroy_process_group()
+
+
+@needs_tracing
 @pytest.mark.slow
 def test_two_compiled_ranks_are_one(tmp_path):
     common = {**FLAT, "run__precision": "fp64", "run__engine": "compile", "run__steps": 5}
@@ -106,6 +138,29 @@ def test_the_penalty_is_unscaled_before_it_is_squared(tmp_path):
         found.append((stats["D/r1"], choosing.gradients_of(engine.discriminator, scale)))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=0)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-9)
+
+
+def test_a_float16_run_goes_on_exactly(tmp_path):
+    """With the loss scales where they were."""
+    common = {"run__precision": "fp16", "optim__lr_decay": "none", "run__checkpoint_every": 2}
+    train(tiny(tmp_path / "whole", **common, run__steps=6), device="cpu", quiet=True)
+    for steps in (4, 6):
+        train(tiny(tmp_path / "parts", **common, run__steps=steps), device="cpu", quiet=True)
+    whole, parts = (final_state(tmp_path / name) for name in ("whole", "parts"))
+    want, got = tensors_of(whole), tensors_of(parts)
+    assert all(torch.equal(got[key], value) for key, value in want.items())
+    scales = whole["loss_scales"]
+    assert [int(scales[name][1]) for name in ("D", "G")] == [6, 6]  # good updates since a change
+    for name, values in scales.items():
+        assert all(map(torch.equal, values, parts["loss_scales"][name]))
+
+
+@pytest.mark.slow
+def test_float16_ranks_stay_equal(tmp_path):
+    """They skip the same updates, as they look at reduced gradients."""
+    cfg = tiny(tmp_path / "two", run__precision="fp16", run__steps=4)
+    first, second = run_ranks(cfg, 2, tmp_path / "ranks", timeout=300)
+    assert first["digests"] == second["digests"] and len(set(first["digests"])) > 1
 
 
 def test_the_loss_scale_halves_doubles_and_skips():
@@ -205,6 +260,15 @@ def test_a_right_compiled_gradient_passes_and_a_failing_compiler_is_told(tmp_pat
 
 
 def test_graphs_without_a_gpu_are_refused(tmp_path):
-    cfg = tiny(tmp_path, run__engine="compile+graph")
+    cfg = tiny(tmp_path / "run", run__engine="compile+graph")
     with pytest.raises(ValueError, match="CUDA graphs need a GPU and this run is on cpu"):
-        refuse(cfg, torch.device("cpu"))
+        train(cfg, device="cpu", quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_of_ranks_that_share_a_gpu_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
+    with pytest.raises(ValueError, match="by gloo, which CUDA graphs cannot hold"):
+        refuse(tiny(tmp_path, run__engine="graph"), torch.device("cuda:0"))
+    refuse(tiny(tmp_path, run__engine="compile"), torch.device("cuda:0"))

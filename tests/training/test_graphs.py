@@ -1,5 +1,6 @@
 """Steps that are recorded once and replayed: equal to steps taken one by one."""
 
+import contextlib
 import copy
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_runs import tiny
 from ddgan_fast.data import build_dataset
 from ddgan_fast.data.plan import Plan
 from ddgan_fast.data.torch_loader import Batch
+from ddgan_fast.training import graphs
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.parallel import Ranks
 from ddgan_fast.training.rollback import Returns
@@ -111,3 +113,58 @@ def test_recorded_steps_go_back_like_others(tmp_path):
     want, got = everything(eager), everything(replayed)
     assert [name for name, value in want.items() if not torch.equal(got[name], value)] == []
     assert eager.step == replayed.step == 5 and replayed.payload("")["returns"]["ahead"] == 3
+
+
+class CudaStub:
+    """Streams and captures as torch's: a capture that fails leaves its stream the current one."""
+
+    def __init__(self, monkeypatch):
+        self.current, self.told = "default", []
+        graphs.capture_stream.cache_clear()
+        cuda = torch.cuda
+        monkeypatch.setattr(cuda, "Stream", lambda device: "side")
+        monkeypatch.setattr(cuda, "stream", self.stream)
+        monkeypatch.setattr(cuda, "graph_pool_handle", lambda: (0, 7))
+        monkeypatch.setattr(cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(cuda, "graph", self.graph)
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            tell = lambda *args, name=name: self.told.append((name, *args))  # noqa: E731
+            monkeypatch.setattr(torch._C, name, tell, raising=False)
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        before, self.current = self.current, stream
+        try:
+            yield
+        except Exception:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+        self.current = before
+
+
+class Graph:
+    def replay(self):
+        pass
+
+
+def test_a_recording_that_fails_says_why_and_is_forgotten(monkeypatch):
+    cuda = CudaStub(monkeypatch)
+    recorder = graphs.CudaRecorder(torch.device("cuda:1"))
+
+    def work():
+        raise ValueError("this waits for the device")
+
+    with pytest.raises(ValueError, match="this waits for the device"):
+        recorder.record(work)
+    assert cuda.current == "default"
+    assert cuda.told == [("_cuda_endAllocateToPool", 1, (0, 7)), ("_cuda_releasePool", 1, (0, 7))]
+    recorder.record(lambda: None)()
+    assert cuda.current == "default" and len(cuda.told) == 2
+    graphs.capture_stream.cache_clear()

@@ -6,6 +6,8 @@ import pytest
 import torch
 from forked_ranks import ForkedRanks
 
+from ddgan_fast.training.parallel import transport
+
 CHECKS = Path(__file__).with_name("rank_checks.py")
 
 
@@ -54,3 +56,18 @@ def test_ranks_that_were_started_differently_are_told_apart(two_ranks):
     assert alike == ""
     assert "rank 1 (" in seed and "has run.seed = 2, but rank 0 has 1" in seed
     assert "has torch = 2.1, but rank 0 has 2.0" in version
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "local", "expected"),
+    [
+        ("cpu", None, "2", "gloo"),
+        ("cuda:1", None, "2", "nccl"),
+        ("cuda:1", "cuda", "2", "nccl"),
+        ("cuda:0", "cuda:0", "1", "nccl"),  # one rank per machine
+        ("cuda:0", "cuda:0", "2", "gloo"),  # two ranks on one GPU
+    ],
+)
+def test_ranks_that_share_a_gpu_use_gloo(monkeypatch, device, name, local, expected):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert transport(torch.device(device), name) == expected

@@ -159,6 +159,7 @@ def written(path, tensors):
 
 def test_safetensors_file_has_the_bytes_that_the_library_writes(tmp_path):
     plain = {name: torch.randn(2, 3) for name in ("b", "a", 'name with ü and "')}
+    plain |= {"a half": torch.ones(1).bfloat16(), "z wide": torch.ones(1).double()}
     plain |= {"empty": torch.zeros(0, 4), "scalar": torch.tensor(1.0)}
     want = safetensors.torch.save(plain, {"format": "x"})
     assert written(tmp_path / "plain", plain) == want

@@ -1,7 +1,7 @@
 """Small runs for the tests of the trainer, in this process or under torchrun.
 
-Run as a program it is one rank: ``tiny_runs.py CONFIG.yaml OUT`` trains, and writes a digest of the
-weights after every step, and the first step's gradients, to OUT.<rank>.pt.
+Run as a program it is one rank: ``tiny_runs.py CONFIG.yaml OUT DEVICE`` trains, and writes a digest
+of the weights after every step, and the first step's gradients, to OUT.<rank>.pt.
 """
 
 import hashlib
@@ -80,18 +80,20 @@ def tensors_of(state: dict) -> dict[str, torch.Tensor]:
     return flat
 
 
-def run_ranks(cfg: Config, world: int, out: Path, timeout: float = 120) -> list[dict]:
+def run_ranks(
+    cfg: Config, world: int, out: Path, timeout: float = 120, device: str = "cpu"
+) -> list[dict]:
     """Train under torchrun; returns what each rank recorded."""
     config = out.with_suffix(".yaml")
     save_yaml(cfg, config)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={world}", __file__, str(config), str(out)]
+    command += [f"--nproc-per-node={world}", __file__, str(config), str(out), device]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return [torch.load(f"{out}.{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def record(cfg: Config) -> dict:
+def record(cfg: Config, device: str = "cpu") -> dict:
     """Train in this process; digests of the weights per step, first gradients, losses."""
     recorded: dict = {"digests": [], "gradients": {}, "losses": {}}
     take_step, update = Engine.take_step, Engine.update
@@ -101,7 +103,7 @@ def record(cfg: Config) -> dict:
         digest = hashlib.sha256()
         for module in (engine.generator, engine.discriminator):
             for value in module.state_dict().values():
-                digest.update(value.contiguous().numpy().tobytes())
+                digest.update(value.contiguous().cpu().numpy().tobytes())
         recorded["digests"].append(digest.hexdigest())
 
     def watched_update(engine, name, stats, t):
@@ -116,17 +118,17 @@ def record(cfg: Config) -> dict:
 
     Engine.take_step, Engine.update = watched_step, watched_update
     try:
-        trainer.train(cfg, device="cpu", quiet=True)
+        trainer.train(cfg, device=device, quiet=True)
     finally:
         Engine.take_step, Engine.update = take_step, update
     return recorded
 
 
-def main(config: str, out: str) -> None:
+def main(config: str, out: str, device: str) -> None:
     import os
 
     torch.set_num_threads(1)
-    torch.save(record(load_config(config)), f"{out}.{os.environ['RANK']}.pt")
+    torch.save(record(load_config(config), device), f"{out}.{os.environ['RANK']}.pt")
 
 
 if __name__ == "__main__":
