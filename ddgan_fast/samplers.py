@@ -208,7 +208,7 @@ def choose(
             if value is not None:
                 raise ValueError(
                     f"{option} is {value!r}, but this model is a denoising diffusion GAN, which "
-                    f"samples in the {total} steps that it was trained for: leave it out (it is "
+                    f"samples with the T = {total} that it was trained for: leave it out (it is "
                     'for models trained with loss.kind "ddpm").'
                 )
         return None

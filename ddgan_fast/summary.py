@@ -78,7 +78,7 @@ def _costs(flops: dict[str, Any]) -> list[str]:
         "generator_forward": "generator forward",
         "discriminator_forward": "discriminator forward",
         "r1": "one application of R1",
-        "training_image": "training, R1 at its interval",
+        "training_image": "training" + (", R1 at its interval" if "r1" in flops else ""),
     }
     known = [(key, label) for key, label in names.items() if key in flops]
     rows = [(label, f"{flops[key] / 1e9:,.4g} GFLOP") for key, label in known]
