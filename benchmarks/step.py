@@ -17,7 +17,7 @@ from ddgan_fast.data.torch_loader import Batch
 from ddgan_fast.training import choosing
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.parallel import start
-from ddgan_fast.training.steps import Draws, MicroBatch
+from ddgan_fast.training.steps import Draws, MicroBatch, TrainStep
 from ddgan_fast.training.trainer import Run
 
 from .agreement import FLOAT32_ERROR, distance, wake
@@ -96,6 +96,11 @@ def _configuration(options: Options) -> Config:
             f"the reference recipe is for images, and {options.preset} is for points: "
             "leave --baseline away."
         )
+    if cfg.loss.kind != "gan" and options.baseline is not None:
+        raise ValueError(
+            f"the reference recipe trains GANs, and {options.preset} is a {cfg.loss.kind}: "
+            "leave --baseline away."
+        )
     if cfg.model.kind != "mlp":
         cfg.data.source, cfg.data.path = "synthetic", None
     if cfg.run.precision == "fp64":
@@ -166,6 +171,7 @@ def _published(
 def _ours(engine: Engine, micro: MicroBatch, penalize: bool | None) -> dict[str, torch.Tensor]:
     if penalize is None:
         return _outcome(engine.train_step.generator_gradients([micro]), engine.generator)
+    assert isinstance(engine.train_step, TrainStep)
     losses = engine.train_step.discriminator_gradients([micro], penalize)
     return _outcome(losses, engine.discriminator)
 

@@ -56,7 +56,7 @@ class ModelConfig:
     centered: bool = True
     """Images are in [-1, 1]; false: in [0, 1], rescaled inside the network."""
     nz: int = 100
-    """Length of the latent z."""
+    """Length of the latent z; 0 = none, and norms with learned scales and shifts."""
     z_emb_dim: int = 256
     """Width of the mapped latent."""
     n_mlp: int = 3
@@ -127,8 +127,10 @@ class DiscriminatorConfig:
 
 @dataclass
 class LossConfig:
-    """The adversarial objective."""
+    """The objective."""
 
+    kind: str = "gan"
+    """"gan" (denoising diffusion GAN) or "ddpm" (mean squared error of the noise, no D)."""
     r1_gamma: float = 0.05
     """Weight gamma of the R1 penalty gamma/2 * E |grad D|^2."""
     lazy_reg: int = 1

@@ -42,6 +42,8 @@ def generator_names(cfg: Config | ModelConfig) -> dict[str, str]:
         generator = build_generator(cfg)
     if not isinstance(generator, Generator):
         raise ValueError('only kind "ncsnpp" has a published format; this model is "mlp".')
+    if not generator.cfg.nz:
+        raise ValueError("model.nz is 0: every generator in the published format has a latent.")
     names = {}
     for i, (ours, module) in enumerate(generator.construction_order()):
         for suffix, theirs in _inside(module, ours):

@@ -67,7 +67,7 @@ class Diffusion(nn.Module):
                 f"{beta_max}: larger values make its tables NaN."
             )
         self.num_timesteps = num_timesteps
-        betas = schedule_betas(num_timesteps, schedule, beta_min, beta_max)
+        betas = self._betas = schedule_betas(num_timesteps, schedule, beta_min, beta_max)
         self.tables = {**_forward_tables(betas), **_posterior_tables(betas[1:])}
         tables = self.tables
         q = [tables["a_s_cum"][:-1], tables["sigmas_cum"][:-1], tables["a_s"][1:]]
@@ -82,6 +82,16 @@ class Diffusion(nn.Module):
     def from_config(cls, cfg: ModelConfig) -> Diffusion:
         """The diffusion of a model's configuration."""
         return cls(cfg.num_timesteps, cfg.schedule, cfg.beta_min, cfg.beta_max)
+
+    def levels(self) -> np.ndarray:
+        """Signal and noise of x_i given x_0, i = 0 .. T: float64 [T + 1, 2], first row (1, 0).
+
+        Squares sum to 1. For "vp" these are the marginals of the variance-preserving SDE at the
+        times s_i, relative to s_0. The float32 tables lose digits where the noise is small, as it
+        is after the first of many steps; this does not.
+        """
+        kept = np.concatenate([[0.0], np.cumsum(np.log1p(-self._betas[1:].astype(np.float64)))])
+        return np.stack([np.exp(0.5 * kept), np.sqrt(-np.expm1(kept))], 1)
 
     def q_sample(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """x_t ~ q(x_t | x_0): x0 [N, ...], t int64 [N], noise like x0. t = 0 returns x0."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .samplers import Sampler, choose, draw
 from .training.graphs import CudaRecorder, Recorder
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ Drawn = tuple[torch.Tensor, torch.Tensor | None]
 
 # Recording costs about as much as this many batches.
 _WORTH_RECORDING = 4
+# A graph holds every kernel of every step.
+_MOST_RECORDED = 100
 
 
 class Drawer:
@@ -30,6 +33,7 @@ class Drawer:
         key: int64[1], Philox key.
         graphs: record a graph for every batch size that comes; else run operator by operator.
         precision: "fp32", "tf32", "bf16" or "fp16" (autocast of the generator).
+        sampler: of a model that predicts noise; default its ancestral one.
         recorder: what records; default CUDA's.
     """
 
@@ -40,11 +44,13 @@ class Drawer:
         *,
         graphs: bool = False,
         precision: str = "fp32",
+        sampler: Sampler | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         from .training.precision import Precision
 
         self._model, self._key = model, key
+        self._sampler = sampler or choose(model.cfg)
         self._precision = Precision(precision, model.device.type)
         self._recorder = recorder or (CudaRecorder(model.device) if graphs else None)
         self._recorded: dict[int, tuple[torch.Tensor, Drawn, Callable[[], None]]] = {}
@@ -93,8 +99,8 @@ class Drawer:
             with self._autocast():
                 return model(x, t, z)
 
-        drawn = model.diffusion.draw(
-            generator, model.sample_shape, model.cfg.model.nz, self._key, index
+        drawn = draw(
+            generator, model.diffusion, self._sampler, model.cfg.model, self._key, index
         )
         return (drawn, None) if drawn.ndim == 2 else to_bytes(drawn)
 
@@ -117,8 +123,8 @@ def to_bytes(x: torch.Tensor) -> Drawn:
     return values.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), torch.isnan(wide).any()
 
 
-def use_graphs(engine: str, device: torch.device, batches: int) -> bool:
-    """Whether so many batches are drawn by graphs.
+def use_graphs(engine: str, device: torch.device, batches: int, evaluations: int = 1) -> bool:
+    """Whether so many batches, of so many evaluations of the network each, are drawn by graphs.
 
     Raises:
         ValueError: an engine that does not exist, or graphs without a GPU.
@@ -130,6 +136,5 @@ def use_graphs(engine: str, device: torch.device, batches: int) -> bool:
             f"the engine is 'graph', but CUDA graphs need a GPU and the model is on {device.type}: "
             'choose "auto" or "eager".'
         )
-    return engine == "graph" or (
-        engine == "auto" and device.type == "cuda" and batches >= _WORTH_RECORDING
-    )
+    worth = batches >= _WORTH_RECORDING and evaluations <= _MOST_RECORDED
+    return engine == "graph" or (engine == "auto" and device.type == "cuda" and worth)

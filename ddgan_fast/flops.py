@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from .config import Config
 from .diffusion import Diffusion
 from .models import build_discriminator, build_generator
+from .training.denoising import DenoisingStep
 from .training.steps import Draws, MicroBatch, TrainStep
 
 _aten = torch.ops.aten
@@ -77,21 +78,29 @@ def training_flops(cfg: Config) -> dict[str, float]:
 
     Returns:
         "generator_forward", "discriminator_forward", "r1" (what one application of R1 adds), and
-        "training_image": an update of both networks, R1 weighted by its interval.
+        "training_image": an update of both networks, R1 weighted by its interval. For a DDPM
+        "generator_forward" and "training_image".
     """
     cfg = replace(cfg, run=replace(cfg.run, recompute=()))
     with torch.device("meta"):
-        generator, discriminator = build_generator(cfg), build_discriminator(cfg)
+        generator = build_generator(cfg)
+        discriminator = build_discriminator(cfg) if cfg.loss.kind == "gan" else None
         micro = _image(cfg)
+    x, t, z = micro.images, micro.draws.t, micro.draws.z
     diffusion = Diffusion.from_config(cfg.model).to("meta")
+    with torch.no_grad():
+        forward = count(lambda: generator(x, t, z))
+    if discriminator is None:
+        denoising = DenoisingStep(generator, diffusion)
+        update = count(lambda: denoising.generator_gradients([micro]))
+        return {"generator_forward": forward, "training_image": update}
     step = TrainStep(generator, discriminator, diffusion, cfg.loss.r1_gamma)
     update_d = count(lambda: step.discriminator_gradients([micro], penalize=False))
     r1 = count(lambda: step.discriminator_gradients([micro], penalize=True)) - update_d
     update_g = count(lambda: step.generator_gradients([micro]))
-    x, t, z = micro.images, micro.draws.t, micro.draws.z
     with torch.no_grad():
         return {
-            "generator_forward": count(lambda: generator(x, t, z)),
+            "generator_forward": forward,
             "discriminator_forward": count(lambda: discriminator(x, t, x)),
             "r1": r1,
             "training_image": update_d + update_g + r1 / cfg.loss.lazy_reg,

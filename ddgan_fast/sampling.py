@@ -17,6 +17,7 @@ from .diffusion import Diffusion
 from .drawing import PRECISIONS, Drawer, use_graphs
 from .kernels import philox
 from .models import build_generator
+from .samplers import choose, sample_shape
 from .training.checkpoint import list_emas, list_states, load_ema, load_state
 from .training.parallel import choose_device
 from .validation import validate_model
@@ -36,6 +37,8 @@ Recipe = str | os.PathLike[str] | Config
 
 class LoadedGenerator(nn.Module):
     """A trained generator in evaluation mode, with what sampling needs.
+
+    With ``cfg.loss.kind`` "ddpm" it predicts the noise of x_{t+1} instead of x_0.
 
     Args:
         cfg: its configuration.
@@ -70,10 +73,7 @@ class LoadedGenerator(nn.Module):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of a sample inside the networks: (C, H, W), or (D,) for points."""
-        model = self.cfg.model
-        if model.kind == "mlp":
-            return (model.num_channels,)
-        return (model.num_channels, model.image_size, model.image_size)
+        return sample_shape(self.cfg.model)
 
     @property
     def device(self) -> torch.device:
@@ -175,7 +175,9 @@ def _fits(preset: str, values: Tensors) -> bool:
     """Whether published tensors have the names and shapes of a preset's generator."""
     cfg = load_config(preset)
     revealed = _revealed(values)  # rules most presets out, without building them
-    if cfg.model.kind == "mlp" or any(getattr(cfg.model, k) != v for k, v in revealed.items()):
+    if cfg.model.kind == "mlp" or not cfg.model.nz:
+        return False
+    if any(getattr(cfg.model, k) != v for k, v in revealed.items()):
         return False
     with torch.device("meta"):
         ours = build_generator(cfg).state_dict()
@@ -259,6 +261,9 @@ def generate(
     say: Callable[[str], None] | None = None,
     engine: str = "auto",
     precision: str = "fp32",
+    sampler: str | None = None,
+    steps: int | None = None,
+    eta: float | None = None,
 ) -> Iterator[np.ndarray]:
     """Draw n samples, batch by batch.
 
@@ -278,13 +283,16 @@ def generate(
         engine: "graph" (one CUDA graph per batch size), "eager", or "auto" (graph on GPUs where
             there are some batches to draw).
         precision: "fp32", "tf32", "bf16" or "fp16".
+        sampler: of a DDPM: "ancestral" (default), "ddim", "dpmpp" or "heun"; see ``samplers``.
+        steps: of its sampler; default all T. Alone it means "ddim".
+        eta: noise of "ddim", 0 (default) to 1.
 
     Yields:
         uint8 [b, H, W, C], or float32 points [b, D].
 
     Raises:
         ValueError: a negative count, seed or start, a stride or batch size below 1, no such engine
-            here, or no such precision.
+            here, no such precision, or a sampler that the model does not have.
         RuntimeError: not even one sample fits into memory.
     """
     for name, value, least in (
@@ -303,12 +311,15 @@ def generate(
         model.to(choose_device(str(device)))
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    chosen = choose(model.cfg, sampler, steps, eta)
+    evaluations = chosen.evaluations if chosen else model.cfg.model.num_timesteps
     size = batch_size or guess_batch(model)
     drawer = Drawer(
         model,
         philox.seed_tensor(seed, _NOISE_STEP, 0, model.device),
-        graphs=use_graphs(engine, model.device, n // size),
+        graphs=use_graphs(engine, model.device, n // size, evaluations),
         precision=precision,
+        sampler=chosen,
     )
     numbers = range(start, start + n * stride, stride)
     return _draw_all(drawer, numbers, size, model.device, say or _to_stderr)

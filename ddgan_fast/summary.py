@@ -61,17 +61,15 @@ def _micro_batch(cfg: Config, local: int, precision: str, device: torch.device) 
     return local // micro_count(local, asked)
 
 
-def parameter_counts(cfg: Config) -> tuple[int, int]:
-    """Numbers of parameters of generator and discriminator."""
+def parameter_counts(cfg: Config) -> tuple[int, ...]:
+    """Numbers of parameters of the generator and, of a GAN, the discriminator."""
+    builds = [build_generator] + ([build_discriminator] if cfg.loss.kind == "gan" else [])
     with torch.device("meta"):
-        return tuple(  # type: ignore[return-value]
-            sum(p.numel() for p in build(cfg).parameters())
-            for build in (build_generator, build_discriminator)
-        )
+        return tuple(sum(p.numel() for p in build(cfg).parameters()) for build in builds)
 
 
 def _networks(cfg: Config) -> list[str]:
-    rows = zip(("generator", "discriminator"), parameter_counts(cfg), strict=True)
+    rows = zip(("generator", "discriminator"), parameter_counts(cfg), strict=False)
     return ["Parameters", *align([(name, f"{count:,}") for name, count in rows])]
 
 
@@ -80,9 +78,10 @@ def _costs(flops: dict[str, Any]) -> list[str]:
         "generator_forward": "generator forward",
         "discriminator_forward": "discriminator forward",
         "r1": "one application of R1",
-        "training_image": "training, R1 at its interval",
+        "training_image": "training" + (", R1 at its interval" if "r1" in flops else ""),
     }
-    rows = [(label, f"{flops[key] / 1e9:,.4g} GFLOP") for key, label in names.items()]
+    known = [(key, label) for key, label in names.items() if key in flops]
+    rows = [(label, f"{flops[key] / 1e9:,.4g} GFLOP") for key, label in known]
     return ["Arithmetic per image (a multiply-add counts 2)", *align(rows)]
 
 

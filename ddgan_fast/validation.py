@@ -15,15 +15,14 @@ from .refusals import (
     require,
     show,
 )
+from .validation_loss import validate_loss, validate_optim
 
 if TYPE_CHECKING:
     from ddgan_fast.config import (
         Config,
         DataConfig,
         DiscriminatorConfig,
-        LossConfig,
         ModelConfig,
-        OptimConfig,
         RunConfig,
     )
 
@@ -72,9 +71,10 @@ def validate(config: Config) -> None:
         ValueError: names the field, its value, what is allowed and, where it is not plain, why.
     """
     validate_model(config.model)
-    _discriminator(config.discriminator, config.model)
-    _loss(config.loss)
-    _optim(config.optim)
+    validate_loss(config)
+    if config.loss.kind == "gan":
+        _discriminator(config.discriminator, config.model)
+    validate_optim(config.optim, config.loss.kind == "gan")
     _data(config.data, config.model)
     _run(config.run)
     _rewrites(config.run.rewrites)
@@ -84,10 +84,10 @@ def validate(config: Config) -> None:
 def validate_model(model: ModelConfig) -> None:
     """Refuses a generator or a diffusion that cannot work; raises ValueError as ``validate``."""
     one_of("model.kind", model.kind, ("ncsnpp", "mlp"))
-    for name in ("image_size", "num_timesteps", "nz", "z_emb_dim", "hidden", "hidden_layers"):
+    for name in ("image_size", "num_timesteps", "z_emb_dim", "hidden", "hidden_layers"):
         at_least(f"model.{name}", getattr(model, name), 1)
-    at_least("model.n_mlp", model.n_mlp, 0)
-    at_least("model.point_features", model.point_features, 0)
+    for name in ("nz", "n_mlp", "point_features"):
+        at_least(f"model.{name}", getattr(model, name), 0)
     require(
         model.embedding_type != "fourier",
         "model.embedding_type",
@@ -278,35 +278,6 @@ def _halvings(disc: DiscriminatorConfig) -> int:
     return {"small": 3, "large": 6, "custom": sum(disc.block_downs)}.get(disc.kind, 0)
 
 
-def _loss(loss: LossConfig) -> None:
-    at_least("loss.r1_gamma", loss.r1_gamma, 0)
-    require(
-        loss.lazy_reg >= 1,
-        "loss.lazy_reg",
-        loss.lazy_reg,
-        "it must be at least 1 (every step); loss.r1_gamma 0 turns R1 off",
-    )
-
-
-def _optim(optim: OptimConfig) -> None:
-    for name in ("lr_g", "lr_d", "eps"):
-        positive(f"optim.{name}", getattr(optim, name))
-    for name in ("beta1", "beta2", "ema_decay"):
-        fraction(f"optim.{name}", getattr(optim, name))
-    one_of("optim.lr_decay", optim.lr_decay, ("cosine", "none"))
-    at_least("optim.lr_min", optim.lr_min, 0)
-    lowest = min(optim.lr_g, optim.lr_d)
-    require(
-        optim.lr_decay == "none" or optim.lr_min <= lowest,
-        "optim.lr_min",
-        optim.lr_min,
-        f"it must be at most the smaller of optim.lr_g and optim.lr_d, {lowest}, because the "
-        "cosine falls to it",
-    )
-    at_least("optim.lr_interval", optim.lr_interval, 1)
-    one_of("optim.backend", optim.backend, ("auto", "torch", "apex", "foreach", "loop"))
-
-
 def _data(data: DataConfig, model: ModelConfig) -> None:
     one_of("data.source", data.source, SOURCES)
     points = model.kind == "mlp"
@@ -370,7 +341,9 @@ def _rewrites(text: str) -> None:
 
 def _recompute(config: Config) -> None:
     model = config.model
-    halvings = max(len(model.ch_mult) - 1, _halvings(config.discriminator))
+    halvings = len(model.ch_mult) - 1
+    if config.loss.kind == "gan":
+        halvings = max(halvings, _halvings(config.discriminator))
     sides = tuple(model.image_size >> i for i in range(halvings + 1))
     for pixels in config.run.recompute:
         if model.kind == "mlp":

@@ -22,6 +22,7 @@ PIXELS = "model.image_size"
 WIDTH = "model.num_channels_dae"
 MULTS = "model.ch_mult"
 ONE_LEVEL = {MULTS: [1]}
+NOISE = {"loss.kind": "ddpm", "loss.lazy_reg": 1, "model.nz": 0, "model.tanh": False}
 
 REFUSED = {
     "cifar10": [
@@ -34,7 +35,16 @@ REFUSED = {
         ),
         ({"model.num_timesteps": 0}, "model.num_timesteps is 0: it must be at least 1."),
         ({"model.num_timesteps": 10**7, "model.beta_min": 0}, "no noise in float32"),
-        ({"model.nz": 0}, "model.nz is 0: it must be at least 1."),
+        ({"model.nz": -1}, "model.nz is -1: it must be at least 0."),
+        ({"loss.kind": "vae"}, 'loss.kind is "vae": it must be "gan" or "ddpm".'),
+        (NOISE | {"model.nz": 4}, 'model.nz is 4: it must be 0 with loss.kind "ddpm"'),
+        (NOISE | {"model.tanh": True}, "model.tanh is true: it must be false with loss.kind"),
+        (NOISE | {"model.centered": False}, "model.centered is false: it must be true with"),
+        (NOISE | {"loss.lazy_reg": 2}, "loss.lazy_reg is 2: it must be 1 with loss.kind"),
+        (
+            NOISE | {"optim.lr_g": 1e-6},
+            "optim.lr_min is 1e-05: it must be at most optim.lr_g, 1e-06, because the cosine",
+        ),
         ({"model.z_emb_dim": 0}, "model.z_emb_dim is 0: it must be at least 1."),
         ({"model.n_mlp": -1}, "model.n_mlp is -1: it must be at least 0."),
         ({"model.num_res_blocks": 0}, "model.num_res_blocks is 0: it must be at least 1."),

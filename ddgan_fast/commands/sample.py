@@ -27,6 +27,7 @@ One seed always gives the same samples, whatever the batch.
 
 examples:
   ddgan-fast sample runs/digits -n 100 -o digits.png
+  ddgan-fast sample runs/digits_ddpm -n 100 -o ddpm.png --sampler dpmpp --steps 20
   ddgan-fast sample netG_1200.pth --recipe cifar10 -n 50000 -o cifar10.npz
 """
 
@@ -60,6 +61,9 @@ def main(argv: Sequence[str]) -> int:
             batch_size=arguments.batch,
             engine=arguments.engine,
             precision=arguments.precision,
+            sampler=arguments.sampler,
+            steps=arguments.steps,
+            eta=arguments.eta,
         ),
         arguments.n,
     )
@@ -90,6 +94,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--engine", default="auto", help="graph (CUDA graphs), eager, or auto (default)"
     )
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="of a DDPM: ancestral (all T steps, default), ddim, dpmpp (DPM-Solver++), or heun "
+        "(of the probability-flow ODE)",
+    )
+    parser.add_argument("--steps", type=int, help="of a DDPM: steps of the sampler (default: T)")
+    parser.add_argument("--eta", type=float, help="of ddim: noise, 0 (default) to 1")
     parser.add_argument("--device", help="cpu, cuda or cuda:0 (default: a GPU if there is one)")
     parser.add_argument(
         "--recipe",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,14 +30,16 @@ class Modulation(NamedTuple):
     time_bias: torch.Tensor | None
     """[N, n_out], or None where the network is not told the timestep."""
     styles: tuple[torch.Tensor, ...]
-    """[N, 2 C] for each modulated norm: scales, then shifts."""
+    """[N, 2 C] for each norm that the latent modulates: scales, then shifts."""
 
 
 def joint_modulations(
-    blocks: Sequence[ResidualBlock], time: torch.Tensor | None, latent: torch.Tensor
+    blocks: Sequence[ResidualBlock], time: torch.Tensor | None, latent: torch.Tensor | None
 ) -> list[Modulation]:
     """The modulation of every block, by one matrix product for the latent and one for the time."""
-    styles = iter(joined(latent, [norm.style for block in blocks for norm in block.adaptive]))
+    styles: Iterator[torch.Tensor] = iter(())
+    if latent is not None:
+        styles = iter(joined(latent, [norm.style for block in blocks for norm in block.adaptive]))
     biases: Sequence[torch.Tensor | None] = [None] * len(blocks)
     if time is not None:
         biases = joined(F.silu(time), [block.time_proj for block in blocks])
@@ -47,14 +49,21 @@ def joint_modulations(
     ]
 
 
+def _norm(channels: int, latent_width: int) -> AdaptiveGroupNorm | AffineGroupNorm:
+    if latent_width:
+        return AdaptiveGroupNorm(group_count(channels), channels, latent_width)
+    return AffineGroupNorm(channels)
+
+
 class ResidualBlock(nn.Module):
-    """Two convolutions between latent-modulated norms, with an optional change of resolution.
+    """Two convolutions between norms, with an optional change of resolution.
 
     Args:
         n_in: channels in.
         n_out: channels out; default n_in.
         time_width: width of the time embedding.
-        latent_width: width of the mapped latent.
+        latent_width: width of the mapped latent, which modulates the norms; 0 = there is none, and
+            their scales and shifts are learned.
         taps: FIR taps, or None for nearest neighbour and mean.
         resample: "up", "down" or None.
         kind: "biggan", "biggan_oneadagn" (second norm not modulated) or "ddpm" (1x1 shortcut
@@ -88,16 +97,12 @@ class ResidualBlock(nn.Module):
         self.skip_rescale = skip_rescale
         self.skip_low = skip_low
         self.recompute = recompute
-        self.norm0 = AdaptiveGroupNorm(group_count(n_in), n_in, latent_width)
+        self.norm0 = _norm(n_in, latent_width)
         if resample is not None:
             self.resample = Resampler(taps)
         self.conv0 = conv(n_in, n_out)
         self.time_proj = dense(time_width, n_out)
-        self.norm1: nn.Module
-        if kind == "biggan_oneadagn":
-            self.norm1 = AffineGroupNorm(n_out)
-        else:
-            self.norm1 = AdaptiveGroupNorm(group_count(n_out), n_out, latent_width)
+        self.norm1 = _norm(n_out, 0 if kind == "biggan_oneadagn" else latent_width)
         self.conv1 = conv(n_out, n_out, scale=0.0)
         self.skip: nn.Module | None = None
         if kind == "ddpm":
@@ -116,17 +121,18 @@ class ResidualBlock(nn.Module):
         self,
         x: torch.Tensor,
         time: torch.Tensor | None,
-        latent: torch.Tensor,
+        latent: torch.Tensor | None,
         drop: DropoutDraws | None = None,
         modulation: Modulation | None = None,
     ) -> torch.Tensor:
-        """x [N, n_in, H, W], time [N, time_width] or None, latent [N, latent_width].
+        """x [N, n_in, H, W], time [N, time_width] or None, latent [N, latent_width] or None.
 
         ``modulation`` is what the block's projections make of time and latent, if known already.
         """
         if modulation is None:
             bias = None if time is None else self.time_proj(F.silu(time))
-            modulation = Modulation(bias, tuple(norm.style(latent) for norm in self.adaptive))
+            styles = () if latent is None else tuple(n.style(latent) for n in self.adaptive)
+            modulation = Modulation(bias, styles)
         return keep_or_recompute(
             self._modulated,
             x,
@@ -145,23 +151,23 @@ class ResidualBlock(nn.Module):
         styles: tuple[torch.Tensor, ...],
         drop: DropoutDraws | None,
     ) -> torch.Tensor:
+        own = iter(styles)
+        style0, style1 = (
+            next(own) if isinstance(norm, AdaptiveGroupNorm) else None
+            for norm in (self.norm0, self.norm1)
+        )
         if self.resample_by is None:
-            h, x = self.norm0.styled(x, styles[0], silu=True), self._shortcut(x)
+            h, x = self.norm0.styled(x, style0, silu=True), self._shortcut(x)
         elif self.resample_by == "up" and self.skip_low:
-            (h,) = self.norm0.resampled(x, styles[0], self.resample, "up", both=False)
+            (h,) = self.norm0.resampled(x, style0, self.resample, "up", both=False)
             x = self._shortcut_up(x)
         else:
-            h, x = self.norm0.resampled(
-                x, styles[0], self.resample, self.resample_by, both=True
-            )
+            h, x = self.norm0.resampled(x, style0, self.resample, self.resample_by, both=True)
             x = self._shortcut(x)
         h = self.conv0(h)
         if time_bias is not None:
             h = h + time_bias[:, :, None, None]
-        if isinstance(self.norm1, AdaptiveGroupNorm):
-            h = self.norm1.styled(h, styles[1], silu=True)
-        else:
-            h = self.norm1(h, silu=True)
+        h = self.norm1.styled(h, style1, silu=True)
         if self.training and self.dropout > 0.0:
             h = F.dropout(h, self.dropout) if drop is None else drop(h, self.dropout, self.number)
         return residual(x, self.conv1(h), self.skip_rescale)

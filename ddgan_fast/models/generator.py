@@ -57,6 +57,9 @@ class UpLevel(nn.Module):
 class Generator(nn.Module):
     """U-Net of residual blocks with FIR resampling, attention and an input pyramid.
 
+    With a configuration without latent (nz 0) nothing maps z, and the norms are affine ones; such
+    a network also serves to predict the noise of a DDPM.
+
     Args:
         cfg: the model's configuration, validated.
         rewrites: the orders in which it computes; default those of "auto".
@@ -92,7 +95,8 @@ class Generator(nn.Module):
         if cfg.progressive == "none":
             self.out_norm = AffineGroupNorm(width)
             self.out_conv = conv(width, cfg.num_channels, scale=0.0)
-        self.mapping = LatentMapping(cfg.nz, cfg.z_emb_dim, cfg.n_mlp)
+        if cfg.nz:
+            self.mapping = LatentMapping(cfg.nz, cfg.z_emb_dim, cfg.n_mlp)
         blocks = [module for module in self.modules() if isinstance(module, ResidualBlock)]
         for number, block in enumerate(blocks):
             block.number = number
@@ -110,7 +114,7 @@ class Generator(nn.Module):
             n_in,
             n_out,
             time_width=4 * cfg.num_channels_dae,
-            latent_width=cfg.z_emb_dim,
+            latent_width=cfg.z_emb_dim if cfg.nz else 0,
             taps=self.taps,
             resample=resample,
             kind=cfg.resblock_type,
@@ -212,7 +216,7 @@ class Generator(nn.Module):
         Args:
             x: x_{t+1} [N, C, H, W].
             t: int64 [N], the target step.
-            z: latent [N, nz].
+            z: latent [N, nz]; not looked at where nz is 0.
             drop: source of dropout masks; default torch's generator.
 
         Returns:
@@ -245,7 +249,7 @@ class Generator(nn.Module):
         self, t: torch.Tensor, z: torch.Tensor, dtype: torch.dtype, drop: DropoutDraws | None
     ) -> BlockRunner:
         """A function that runs a block on a tensor, at this time and latent."""
-        latent = self.mapping(z)
+        latent = self.mapping(z) if self.cfg.nz else None
         time = self._embed_time(t, dtype)
         if not self.rewrites.joint_styles:
             return lambda block, h: block(h, time, latent, drop)

@@ -149,7 +149,39 @@ class LatentMapping(nn.Module):
         return z
 
 
-class AdaptiveGroupNorm(nn.Module):
+class FusedNorm:
+    """Group norm, SiLU and resampling in one pass, wherever scale and shift come from."""
+
+    def modulation(
+        self, x: torch.Tensor, style: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Scale and shift [N, C], and the number of groups."""
+        raise NotImplementedError
+
+    def styled(self, x: torch.Tensor, style: torch.Tensor | None, silu: bool) -> torch.Tensor:
+        """Scale and shift are side by side in ``style`` [N, 2 C], unless they are learned."""
+        return ada_group_norm_silu(x, *self.modulation(x, style), silu=silu)
+
+    def resampled(
+        self,
+        x: torch.Tensor,
+        style: torch.Tensor | None,
+        by: Resampler,
+        direction: str,
+        both: bool,
+    ) -> tuple[torch.Tensor, ...]:
+        """With SiLU, then resampled "up" or "down"; followed by the resampled x when ``both``."""
+        if not by.fir:
+            change = by.up if direction == "up" else by.down
+            h = change(self.styled(x, style, silu=True))
+            return (h, change(x)) if both else (h,)
+        h, skip = ada_group_norm_silu_resample(
+            x, *self.modulation(x, style), by.taps, resample=direction, both=both
+        )
+        return (h,) if skip is None else (h, skip)
+
+
+class AdaptiveGroupNorm(FusedNorm, nn.Module):
     """Group norm whose scale and shift come from the latent; optionally followed by SiLU."""
 
     def __init__(self, groups: int, channels: int, width: int) -> None:
@@ -162,36 +194,28 @@ class AdaptiveGroupNorm(nn.Module):
     def forward(self, x: torch.Tensor, latent: torch.Tensor, silu: bool = False) -> torch.Tensor:
         return self.styled(x, self.style(latent), silu)
 
-    def styled(self, x: torch.Tensor, style: torch.Tensor, silu: bool) -> torch.Tensor:
-        """With scale and shift given, side by side in ``style`` [N, 2 C]."""
+    def modulation(
+        self, x: torch.Tensor, style: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        assert style is not None
         scale, shift = style.chunk(2, 1)
-        return ada_group_norm_silu(x, scale, shift, self.groups, silu=silu)
-
-    def resampled(
-        self, x: torch.Tensor, style: torch.Tensor, by: Resampler, direction: str, both: bool
-    ) -> tuple[torch.Tensor, ...]:
-        """With SiLU, then resampled "up" or "down"; followed by the resampled x when ``both``."""
-        if not by.fir:
-            change = by.up if direction == "up" else by.down
-            h = change(self.styled(x, style, silu=True))
-            return (h, change(x)) if both else (h,)
-        scale, shift = style.chunk(2, 1)
-        h, skip = ada_group_norm_silu_resample(
-            x, scale, shift, self.groups, by.taps, resample=direction, both=both
-        )
-        return (h,) if skip is None else (h, skip)
+        return scale, shift, self.groups
 
 
-class AffineGroupNorm(nn.GroupNorm):
+class AffineGroupNorm(FusedNorm, nn.GroupNorm):
     """Group norm with learned scale and shift; optionally followed by SiLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(group_count(channels), channels, eps=1e-6)
 
     def forward(self, x: torch.Tensor, silu: bool = False) -> torch.Tensor:
+        return self.styled(x, None, silu)
+
+    def modulation(
+        self, x: torch.Tensor, style: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
         n = x.shape[0]
-        scale, shift = self.weight.expand(n, -1), self.bias.expand(n, -1)
-        return ada_group_norm_silu(x, scale, shift, self.num_groups, eps=self.eps, silu=silu)
+        return self.weight.expand(n, -1), self.bias.expand(n, -1), self.num_groups
 
 
 class NetworkInNetwork(nn.Module):

@@ -12,8 +12,9 @@ import torch.distributed as dist
 from ..config import Config
 from ..data.torch_loader import Batch
 from . import compiling
-from .engine import NETWORKS, Engine, gradients_of
+from .engine import Engine, gradients_of
 from .precision import Precision
+from .steps import TrainStep
 
 # Compiling takes minutes, which shorter runs do not earn back.
 _WORTH_COMPILING = 2000
@@ -194,7 +195,7 @@ def _gradients(
     """Gradients of every kind of update, of the first micro-batch."""
     found = {}
     seeds = engine.seeds()
-    for name, network in NETWORKS.items():
+    for name, network in engine.networks.items():
         micro = engine.micro_batches(images, flip, seeds[name])[:1]
         scale = engine.scales[name]
         factor = None if scale is None else scale.value
@@ -203,6 +204,7 @@ def _gradients(
             engine.train_step.generator_gradients(micro, factor)
             found["the generator"] = gradients_of(module, factor)
             continue
+        assert isinstance(engine.train_step, TrainStep)
         for kind in engine.kinds:
             engine.train_step.discriminator_gradients(micro, kind, factor)
             label = f"the discriminator {'with' if kind else 'without'} R1"
@@ -213,7 +215,7 @@ def _gradients(
 def _wake(engine: Engine) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for module in (engine.generator, engine.discriminator):
+        for module in engine.modules.values():
             for p in module.parameters():
                 noise = torch.randn(p.shape, generator=generator, dtype=torch.float32)
                 p.add_(noise.to(p), alpha=0.02)

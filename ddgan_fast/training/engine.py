@@ -19,6 +19,7 @@ from ..kernels import philox
 from ..models import Rewrites, build_discriminator, build_generator
 from ..models.layers import set_memory_format
 from . import run_state
+from .denoising import DenoisingStep
 from .ema import WeightAverage
 from .graphs import (
     WARM_UP,
@@ -51,6 +52,8 @@ class Engine:
         index: int64 [N] on the device, this rank's positions in the global batch.
 
     Attributes:
+        modules: the networks that are trained, by name: "generator", and of a GAN "discriminator".
+        networks: their names by what updates are called, "D" and "G", in the updates' order.
         step: finished steps.
         returns: to earlier states; the data of a step must be ``returns.ahead`` steps ahead.
         mode: "eager", "compile", "graph" or "compile+graph".
@@ -68,7 +71,7 @@ class Engine:
         self._ahead = torch.tensor([0], device=ranks.device)
         self.guard = FiniteGuard(ranks.device, cfg.run.max_skipped)
         self.stats = DeviceStats(ranks.device)
-        self.scales = {name: self.precision.loss_scale(ranks.device) for name in NETWORKS}
+        self.scales = {name: self.precision.loss_scale(ranks.device) for name in self.networks}
         self.mode = "eager"
         self._met: set[tuple[str, bool]] = set()
         self._is_new = True
@@ -79,22 +82,17 @@ class Engine:
         torch.manual_seed(cfg.run.seed)
         layout = torch.channels_last if cfg.run.channels_last else torch.contiguous_format
         self.generator = build_generator(cfg).to(device, self.dtype)
-        self.discriminator = build_discriminator(cfg).to(device, self.dtype)
-        for module in (self.generator, self.discriminator):
+        self.modules = {"generator": self.generator}
+        if cfg.loss.kind == "gan":
+            self.modules["discriminator"] = build_discriminator(cfg).to(device, self.dtype)
+        for module in self.modules.values():
             set_memory_format(module, layout)
+        self.networks = {k: name for k, name in NETWORKS.items() if name in self.modules}
         self.diffusion = Diffusion.from_config(cfg.model).to(device)
-        self.train_step = TrainStep(
-            self.generator,
-            self.discriminator,
-            self.diffusion,
-            cfg.loss.r1_gamma,
-            wrap=self._wrap,
-            autocast=self.precision.autocast,
-            joint=Rewrites.parse(cfg.run.rewrites).joint_d,
-        )
+        self.train_step = self._make_step()
+        rates = {"generator": cfg.optim.lr_g, "discriminator": cfg.optim.lr_d}
         self.optimizers = {
-            "generator": self._adam(self.generator, cfg.optim.lr_g),
-            "discriminator": self._adam(self.discriminator, cfg.optim.lr_d),
+            name: self._adam(module, rates[name]) for name, module in self.modules.items()
         }
         o = cfg.optim
         self.ema = WeightAverage(self.generator, o.ema_decay, o.ema_warmup)
@@ -107,6 +105,25 @@ class Engine:
         # default stream cannot be recorded.
         with on_capture_stream(self.ranks.device):
             return self.ranks.wrap(loss)
+
+    def _make_step(self) -> TrainStep | DenoisingStep:
+        wrap, autocast = self._wrap, self.precision.autocast
+        if "discriminator" not in self.modules:
+            return DenoisingStep(self.generator, self.diffusion, wrap=wrap, autocast=autocast)
+        return TrainStep(
+            self.generator,
+            self.discriminator,
+            self.diffusion,
+            self.cfg.loss.r1_gamma,
+            wrap=wrap,
+            autocast=autocast,
+            joint=Rewrites.parse(self.cfg.run.rewrites).joint_d,
+        )
+
+    @property
+    def discriminator(self) -> nn.Module:
+        """D; a KeyError where there is none."""
+        return self.modules["discriminator"]
 
     def _adam(self, network: nn.Module, rate: float) -> torch.optim.Optimizer:
         o = self.cfg.optim
@@ -125,8 +142,8 @@ class Engine:
         )
 
     def take_step(self, batch: Batch) -> None:
-        """One update of D, one of G."""
-        for name, network in NETWORKS.items():
+        """One update of each network, D's first."""
+        for name, network in self.networks.items():
             set_rate(self.optimizers[network], self.learning_rate(name))
         images, flip = self.network_input(batch)
         penalize = self.step % self.cfg.loss.lazy_reg == 0
@@ -137,7 +154,7 @@ class Engine:
         self.step += 1
 
     def run_step(self, images: torch.Tensor, flip: torch.Tensor | None, penalize: bool) -> None:
-        """Both updates, in the engine's mode."""
+        """All updates, in the engine's mode."""
         if self._graphs is not None:
             self.ranks.watchdog.enter("step")
             self._graphs(images, flip, penalize)
@@ -149,13 +166,14 @@ class Engine:
     ) -> None:
         """The part of a step that is a function of tensors on the device alone."""
         seeds = self.seeds()
-        for name in NETWORKS:
+        for name in self.networks:
             # The first step of a kind may compile, or choose algorithms.
             self.ranks.watchdog.enter("warming up" if self._is_new else f"{name} step")
             micros = self.micro_batches(images, flip, seeds[name])
             scale = self.scales[name]
             factor = None if scale is None else scale.value
             if name == "D":
+                assert isinstance(self.train_step, TrainStep)
                 stats = self.train_step.discriminator_gradients(micros, penalize, factor)
             else:
                 stats = self.train_step.generator_gradients(micros, factor)
@@ -240,7 +258,7 @@ class Engine:
                 part.compile_no_more()
         if "graph" in mode:
             recorder = recorder or CudaRecorder(self.ranks.device)
-            parallel = isinstance(self.train_step.d_loss, DistributedDataParallel)
+            parallel = isinstance(self.train_step.g_loss, DistributedDataParallel)
             times = WARM_UP_RANKS if parallel else WARM_UP
             graphs = StepGraphs(self.update_both, recorder, times)
             with self.rehearsal():
@@ -277,8 +295,9 @@ class Engine:
             self.step = step
 
     def _changing(self) -> list[torch.Tensor]:
-        tensors: list[torch.Tensor] = [*self.generator.parameters()]
-        tensors += self.discriminator.parameters()
+        tensors: list[torch.Tensor] = []
+        for module in self.modules.values():
+            tensors += module.parameters()
         tensors += self.ema.average
         for optimizer in self.optimizers.values():
             tensors += adam_tensors(optimizer)
@@ -289,7 +308,7 @@ class Engine:
 
     def payload(self, data_digest: str) -> dict[str, Any]:
         """Everything a state holds."""
-        parts = (self.generator, self.discriminator, self.ema, self.optimizers)
+        parts = (self.modules, self.ema, self.optimizers)
         content = run_state.payload(self.cfg, *parts, data_digest)
         for name, scale in self.scales.items():
             if scale is not None:
@@ -300,7 +319,7 @@ class Engine:
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Put a state back; ``run_state.check`` comes first."""
-        parts = (self.generator, self.discriminator, self.ema, self.optimizers)
+        parts = (self.modules, self.ema, self.optimizers)
         run_state.restore(saved, *parts)
         for name, values in saved.get("loss_scales", {}).items():
             scale = self.scales[name]

@@ -16,6 +16,7 @@ from ..config import Config
 from ..diffusion import Diffusion
 from ..models import Rewrites, build_discriminator, build_generator
 from ..models.layers import set_memory_format
+from .denoising import DenoisingStep
 from .precision import Precision
 from .steps import Draws, MicroBatch, TrainStep
 
@@ -88,11 +89,14 @@ def estimate_memory(cfg: Config, micro_batch: int, precision: str, micros: int =
         step, batch = _step(cfg, micro_batch, precision)
         # Gradients of the first micro-batch lie there while the second runs; later ones are alike.
         parts = [batch] * min(micros, 2)
-        sizes = [_bytes(module) for module in (step.generator, step.discriminator)]
+        sizes = [_bytes(step.generator)]
+        if isinstance(step, TrainStep):
+            sizes.append(_bytes(step.discriminator))
         with LiveBytes() as live:
             for parameter in step.generator.parameters():
                 parameter.grad = torch.empty_like(parameter)  # left by the step before
-            step.discriminator_gradients(parts, penalize=True)
+            if isinstance(step, TrainStep):
+                step.discriminator_gradients(parts, penalize=True)
             step.generator_gradients(parts)
         weights = sum(sizes)
         return Memory(
@@ -104,13 +108,14 @@ def estimate_memory(cfg: Config, micro_batch: int, precision: str, micros: int =
         )
 
 
-def _step(cfg: Config, images: int, precision: str) -> tuple[TrainStep, MicroBatch]:
+def _step(cfg: Config, images: int, precision: str) -> tuple[TrainStep | DenoisingStep, MicroBatch]:
     """A training step on the networks of a configuration, and a micro-batch for it."""
     choice = Precision(precision, "cpu")
     dtype = choice.dtype
-    generator, discriminator = build_generator(cfg), build_discriminator(cfg)
+    generator = build_generator(cfg)
+    discriminator = build_discriminator(cfg) if cfg.loss.kind == "gan" else None
     layout = torch.channels_last if cfg.run.channels_last else torch.contiguous_format
-    for module in (generator, discriminator):
+    for module in (generator, *([discriminator] if discriminator else [])):
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.to(dtype)  # Module.to fails on fake tensors
         set_memory_format(module, layout)
@@ -125,15 +130,18 @@ def _step(cfg: Config, images: int, precision: str) -> tuple[TrainStep, MicroBat
         pair_noise=(x, x),
         posterior_noise=x,
     )
+    diffusion, micro = Diffusion.from_config(model), MicroBatch(x, None, draws)
+    if discriminator is None:
+        return DenoisingStep(generator, diffusion, autocast=choice.autocast), micro
     step = TrainStep(
         generator,
         discriminator,
-        Diffusion.from_config(model),
+        diffusion,
         cfg.loss.r1_gamma,
         autocast=choice.autocast,
         joint=Rewrites.parse(cfg.run.rewrites).joint_d,
     )
-    return step, MicroBatch(x, None, draws)
+    return step, micro
 
 
 def _bytes(module: nn.Module) -> int:

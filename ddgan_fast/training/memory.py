@@ -158,7 +158,7 @@ def _trial(engine: Engine) -> Callable[[int], None]:
                 if free < _ROOM * total:
                     raise MemoryError
         finally:
-            for network in (engine.generator, engine.discriminator):
+            for network in engine.modules.values():
                 network.zero_grad(set_to_none=True)
         _free_caches()
 
@@ -169,7 +169,7 @@ def _trial(engine: Engine) -> Callable[[int], None]:
 def _unreduced(engine: Engine) -> Iterator[None]:
     """No rank waits for another: one of them may run out of memory on its way."""
     with contextlib.ExitStack() as stack:
-        for loss in (engine.train_step.d_loss, engine.train_step.g_loss):
+        for loss in engine.train_step.losses:
             if isinstance(loss, DistributedDataParallel):
                 stack.enter_context(loss.no_sync())
         yield

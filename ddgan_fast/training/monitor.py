@@ -14,6 +14,9 @@ from torch import Tensor
 
 from ddgan_fast.training.sinks import LogFile, TensorBoard, open_console
 
+# Parts of the timesteps that a statistic is told apart by.
+_MOST_PARTS = 10
+
 
 class DeviceStats:
     """Means of named statistics, added up on the device and read once per tick.
@@ -26,6 +29,7 @@ class DeviceStats:
         self._device = torch.device(device)
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
+        self._timesteps: dict[str, int] = {}
 
     @torch.no_grad()
     def add(self, name: str, value: Tensor | float, weight: Tensor | float | None = None) -> None:
@@ -56,6 +60,8 @@ class DeviceStats:
     ) -> None:
         """Add one value per sample, told apart by timestep where ``t`` is given.
 
+        More than 10 timesteps are told apart as 10 ranges, each named by its first timestep.
+
         Args:
             name: of the statistic.
             values: [N].
@@ -69,7 +75,10 @@ class DeviceStats:
         if t is None:
             values, weights = values.sum(0, keepdim=True), weights.sum(0, keepdim=True)
             t, num_timesteps = torch.zeros_like(values, dtype=torch.int64), 1
-        sums, counts = self._accumulators(name, num_timesteps)
+        if num_timesteps > _MOST_PARTS:
+            t = t * _MOST_PARTS // num_timesteps
+        self._timesteps[name] = num_timesteps
+        sums, counts = self._accumulators(name, min(num_timesteps, _MOST_PARTS))
         sums.index_add_(0, t, values)
         counts.index_add_(0, t, weights)
 
@@ -99,7 +108,8 @@ class DeviceStats:
         start = 0
         for name in names:
             part = slice(start, start := start + self._sums[name].numel())
-            result |= _means(name, sums[part], counts[part])
+            timesteps = self._timesteps.get(name, 0)
+            result |= _means(name, sums[part], counts[part], timesteps)
         return result
 
     def tensors(self) -> list[Tensor]:
@@ -226,10 +236,13 @@ def _weights(weight: Tensor | float, like: Tensor) -> Tensor:
     return torch.full_like(like, weight)
 
 
-def _means(name: str, sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+def _means(
+    name: str, sums: np.ndarray, counts: np.ndarray, timesteps: int
+) -> dict[str, float]:
     if not counts.any():
         return {}
     means = {name: float(sums.sum() / counts.sum())}
     if len(sums) > 1:
-        means |= {f"{name}/t{i}": float(sums[i] / n) for i, n in enumerate(counts) if n}
+        first = [-(-i * max(timesteps, len(sums)) // len(sums)) for i in range(len(sums))]
+        means |= {f"{name}/t{first[i]}": float(sums[i] / n) for i, n in enumerate(counts) if n}
     return means

@@ -13,6 +13,7 @@ import torch
 from ..files import atomic_open
 from ..images import grid, readable_scale, save_png, to_uint8
 from ..kernels import philox
+from ..samplers import draw, for_preview
 
 if TYPE_CHECKING:
     from .trainer import Run
@@ -65,9 +66,7 @@ class Preview:
         index = torch.arange(share, device=device) * world + run.ranks.rank
         seed = philox.seed_tensor(run.cfg.run.seed, _NOISE_STEP, 0, device)
         weights = run.engine.ema.weights()
-        shape: tuple[int, ...] = (model.num_channels,)
-        if model.kind != "mlp":
-            shape = (model.num_channels, model.image_size, model.image_size)
+        sampler = for_preview(run.cfg)
 
         def generator(x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
             return torch.func.functional_call(run.engine.generator, weights, (x, t, z))
@@ -76,7 +75,7 @@ class Preview:
         try:
             batches = index.split(max(1, len(run.engine.index) // run.engine.micros))
             drawn = [
-                run.engine.diffusion.draw(generator, shape, model.nz, seed, part, run.engine.dtype)
+                draw(generator, run.engine.diffusion, sampler, model, seed, part, run.engine.dtype)
                 for part in batches
             ]
         finally:

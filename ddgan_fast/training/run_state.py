@@ -19,8 +19,7 @@ from .optim import adam_state, load_adam_state
 
 def payload(
     cfg: Config,
-    generator: nn.Module,
-    discriminator: nn.Module,
+    networks: Mapping[str, nn.Module],
     ema: WeightAverage,
     optimizers: Mapping[str, torch.optim.Optimizer],
     data_digest: str,
@@ -28,8 +27,7 @@ def payload(
     """Everything, in plain types and tensors; randomness has no state, it follows from the step."""
     return {
         "config": to_dict(cfg),
-        "generator": dict(generator.state_dict()),
-        "discriminator": dict(discriminator.state_dict()),
+        **{name: dict(network.state_dict()) for name, network in networks.items()},
         "ema": ema.weights(),
         "optimizers": {name: adam_state(o) for name, o in optimizers.items()},
         "data_digest": data_digest,
@@ -38,14 +36,13 @@ def payload(
 
 def restore(
     saved: Mapping[str, Any],
-    generator: nn.Module,
-    discriminator: nn.Module,
+    networks: Mapping[str, nn.Module],
     ema: WeightAverage,
     optimizers: Mapping[str, torch.optim.Optimizer],
 ) -> None:
     """Put a saved payload back; ``check`` comes first."""
-    generator.load_state_dict(saved["generator"])
-    discriminator.load_state_dict(saved["discriminator"])
+    for name, network in networks.items():
+        network.load_state_dict(saved[name])
     ema.load(saved["ema"])
     for name, optimizer in optimizers.items():
         load_adam_state(optimizer, saved["optimizers"][name])
@@ -65,7 +62,7 @@ def check(
         name
         for name in changed
         if name.startswith(("model.", "discriminator."))
-        or name in ("run.seed", "run.batch_size", "data.mode", "data.flip")
+        or name in ("loss.kind", "run.seed", "run.batch_size", "data.mode", "data.flip")
     ]
     if fixed:
         name = fixed[0]

@@ -243,6 +243,7 @@ class TrainStep:
         self.parts = [d_loss, g_loss, self.fake]
         """What torch.compile may take over."""
         self.d_loss, self.g_loss = wrap(d_loss), wrap(g_loss)
+        self.losses = [self.d_loss, self.g_loss]
         self.autocast = autocast or contextlib.nullcontext
 
     def discriminator_gradients(
@@ -257,17 +258,17 @@ class TrainStep:
         """
         self.discriminator.zero_grad(set_to_none=True)
         collected = []
-        for micro, share, last in _shares(micros):
+        for micro, share, last in shares(micros):
             x_t, x_next = self._pair(micro)
             with torch.no_grad(), self.autocast():
                 fake_x_t = self.fake(x_next, micro.draws)
             inputs = x_t.requires_grad_(penalize), x_next, micro.draws.t, fake_x_t, penalize
-            with _reduce_only(self.d_loss, last):
+            with reduce_only(self.d_loss, last):
                 with self.autocast():
                     loss, stats = self.d_loss(*inputs, *([] if scale is None else [scale]))
-                _scaled(loss * share, scale).backward()
+                scaled(loss * share, scale).backward()
             collected.append(stats)
-        return _join(collected)
+        return together(collected)
 
     def generator_gradients(
         self, micros: Sequence[MicroBatch], scale: torch.Tensor | None = None
@@ -281,16 +282,16 @@ class TrainStep:
         self._train_discriminator(False)
         collected = []
         try:
-            for micro, share, last in _shares(micros):
+            for micro, share, last in shares(micros):
                 _, x_next = self._pair(micro)
-                with _reduce_only(self.g_loss, last):
+                with reduce_only(self.g_loss, last):
                     with self.autocast():
                         loss, stats = self.g_loss(x_next, micro.draws)
-                    _scaled(loss * share, scale).backward()
+                    scaled(loss * share, scale).backward()
                 collected.append(stats)
         finally:
             self._train_discriminator(True)
-        return _join(collected)
+        return together(collected)
 
     def _train_discriminator(self, on: bool) -> None:
         for parameter in self._d_parameters:
@@ -308,23 +309,23 @@ class TrainStep:
         )
 
 
-def _scaled(loss: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+def scaled(loss: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return loss if scale is None else loss * scale
 
 
-def _shares(micros: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, float, bool]]:
+def shares(micros: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, float, bool]]:
     """Each micro-batch with its share of the samples, and whether it is the last."""
     total = sum(len(micro.draws.t) for micro in micros)
     for i, micro in enumerate(micros):
         yield micro, len(micro.draws.t) / total, i == len(micros) - 1
 
 
-def _reduce_only(module: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+def reduce_only(module: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
     """Let gradients accumulate locally until the last micro-batch, which reduces them."""
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return contextlib.nullcontext()
 
 
-def _join(collected: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def together(collected: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([stats[name] for stats in collected]) for name in collected[0]}

@@ -198,16 +198,21 @@ class Run:
         return None if imported else saved
 
     def _introduce(self, notes: list[str]) -> None:
-        g, d = (
-            sum(p.numel() for p in module.parameters())
-            for module in (self.engine.generator, self.engine.discriminator)
-        )
         ranks = self.ranks
+        sizes = " and ".join(
+            f"{name} {sum(p.numel() for p in module.parameters()):,}"
+            for name, module in self.engine.modules.items()
+        )
         self.say(
-            f"{self.cfg.preset}: generator {g:,} and discriminator {d:,} parameters, "
+            f"{self.cfg.preset}: {sizes} parameters, "
             f"T = {self.cfg.model.num_timesteps}, batch {self.cfg.run.batch_size} on "
             f"{ranks.world} x {ranks.device.type}."
         )
+        if self.cfg.loss.kind == "ddpm":
+            self.say(
+                "Denoising alone: the options discriminator, loss.r1_gamma and optim.lr_d have no "
+                "effect."
+            )
         self.say(self.engine.precision.describe())
         if ranks.world > 1:
             self.say(ranks.describe())
@@ -280,7 +285,7 @@ class Run:
         seconds, waited = clock.read()
         by_rank, straggler = self.rank_times.read(seconds, waited)
         if self.monitor is not None:
-            rates = {name: self.engine.learning_rate(name) for name in ("D", "G")}
+            rates = {name: self.engine.learning_rate(name) for name in self.engine.networks}
             shown = {**values, **by_rank, "G/ema_distance": float(self.engine.ema.distance())}
             self.monitor.tick(self.step, shown, seconds=seconds, wait_seconds=waited, lr=rates)
         if straggler:

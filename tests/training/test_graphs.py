@@ -35,7 +35,7 @@ def engine_and_batches(tmp_path, count, **overrides):
 def everything(engine):
     state = engine.payload("")
     flat = {f"G.{k}": v for k, v in state["generator"].items()}
-    flat |= {f"D.{k}": v for k, v in state["discriminator"].items()}
+    flat |= {f"D.{k}": v for k, v in state.get("discriminator", {}).items()}
     flat |= {f"ema.{k}": v for k, v in state["ema"].items()}
     for name, optimizer in state["optimizers"].items():
         for number, entry in optimizer["state"].items():

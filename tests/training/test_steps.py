@@ -351,7 +351,7 @@ def test_no_two_draws_of_neighbouring_steps_share_a_key():
 
 
 def test_micro_batches_of_unequal_size_count_by_their_samples():
-    shares = [share for _, share, _ in steps._shares([micro_of(6), micro_of(2)])]
+    shares = [share for _, share, _ in steps.shares([micro_of(6), micro_of(2)])]
     assert shares == [0.75, 0.25]
 
 

@@ -73,7 +73,7 @@ def tensors_of(state: dict) -> dict[str, torch.Tensor]:
     """All weights, averages and moments of a state under flat names."""
     flat = {}
     for part in ("generator", "discriminator", "ema"):
-        flat |= {f"{part}.{name}": value for name, value in state[part].items()}
+        flat |= {f"{part}.{name}": value for name, value in state.get(part, {}).items()}
     for name, optimizer in state["optimizers"].items():
         for i, entry in optimizer["state"].items():
             flat |= {f"{name}.adam.{i}.{key}": value for key, value in entry.items()}
@@ -101,7 +101,7 @@ def record(cfg: Config, device: str = "cpu") -> dict:
     def watched_step(engine, batch):
         take_step(engine, batch)
         digest = hashlib.sha256()
-        for module in (engine.generator, engine.discriminator):
+        for module in engine.modules.values():
             for value in module.state_dict().values():
                 digest.update(value.contiguous().cpu().numpy().tobytes())
         recorded["digests"].append(digest.hexdigest())

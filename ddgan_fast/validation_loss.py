@@ -1,0 +1,68 @@
+"""Which objectives and optimisers can work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .refusals import at_least, fraction, one_of, positive, require
+
+if TYPE_CHECKING:
+    from ddgan_fast.config import Config, OptimConfig
+
+
+def validate_loss(config: Config) -> None:
+    """Refuses an objective that cannot work, or that does not fit the model."""
+    loss = config.loss
+    one_of("loss.kind", loss.kind, ("gan", "ddpm"))
+    at_least("loss.r1_gamma", loss.r1_gamma, 0)
+    require(
+        loss.lazy_reg >= 1,
+        "loss.lazy_reg",
+        loss.lazy_reg,
+        "it must be at least 1 (every step); loss.r1_gamma 0 turns R1 off",
+    )
+    if loss.kind == "ddpm":
+        _noise_predictor(config)
+
+
+def _noise_predictor(config: Config) -> None:
+    model = config.model
+    why = 'with loss.kind "ddpm", whose network'
+    require(model.nz == 0, "model.nz", model.nz, f"it must be 0 {why} takes no latent")
+    require(
+        not model.tanh, "model.tanh", model.tanh, f"it must be false {why} predicts unbounded noise"
+    )
+    require(
+        model.centered,
+        "model.centered",
+        model.centered,
+        'it must be true with loss.kind "ddpm", whose samplers clip images to [-1, 1]',
+    )
+    require(
+        config.loss.lazy_reg == 1,
+        "loss.lazy_reg",
+        config.loss.lazy_reg,
+        'it must be 1 with loss.kind "ddpm": without a discriminator there is no R1 to leave out',
+    )
+
+
+def validate_optim(optim: OptimConfig, adversarial: bool) -> None:
+    """Refuses rates and averages that cannot work; lr_d counts only where there is a D."""
+    for name in ("lr_g", "lr_d", "eps"):
+        positive(f"optim.{name}", getattr(optim, name))
+    for name in ("beta1", "beta2", "ema_decay"):
+        fraction(f"optim.{name}", getattr(optim, name))
+    one_of("optim.lr_decay", optim.lr_decay, ("cosine", "none"))
+    at_least("optim.lr_min", optim.lr_min, 0)
+    rates = {"optim.lr_g": optim.lr_g} | ({"optim.lr_d": optim.lr_d} if adversarial else {})
+    lowest = min(rates.values())
+    which = "the smaller of " if adversarial else ""
+    require(
+        optim.lr_decay == "none" or optim.lr_min <= lowest,
+        "optim.lr_min",
+        optim.lr_min,
+        f"it must be at most {which}{' and '.join(rates)}, {lowest}, because the cosine falls to "
+        "it",
+    )
+    at_least("optim.lr_interval", optim.lr_interval, 1)
+    one_of("optim.backend", optim.backend, ("auto", "torch", "apex", "foreach", "loop"))

@@ -1,0 +1,54 @@
+"""DDPMs on the command line: what a run would be, and samples by any sampler."""
+
+import numpy as np
+import pytest
+import torch
+
+from ddgan_fast.cli import main
+from ddgan_fast.config import load_config, to_dict
+from ddgan_fast.models import build_generator
+from ddgan_fast.training.checkpoint import save_ema
+
+
+def snapshot(preset, path):
+    cfg = load_config(preset)
+    torch.manual_seed(0)
+    save_ema(path, 3, build_generator(cfg).state_dict(), to_dict(cfg))
+    return str(path)
+
+
+def test_samples_by_name_and_steps(tmp_path):
+    file = snapshot("gaussians25_ddpm", tmp_path / "ema-000000003.safetensors")
+    drawn = {}
+    for words in ("--sampler ddim --steps 4", "--steps 4", "--sampler dpmpp --steps 4", ""):
+        out = tmp_path / "points.npz"
+        assert main(["sample", file, "-n", "5", "-o", str(out), *words.split()]) == 0
+        drawn[words] = np.load(out)["arr_0"]
+    first, short, other, ancestral = drawn.values()
+    assert np.array_equal(first, short)
+    assert (first != other).any() and (first != ancestral).any()
+
+
+@pytest.mark.parametrize(
+    ("preset", "words", "sentence"),
+    [
+        ("digits_noz", "--sampler ddim", "sampler is 'ddim', but this model is a denoising"),
+        ("digits_oneshot", "--steps 4", "samples with the T = 1 that it was trained for"),
+        ("digits_ddpm", "--sampler plms", "the sampler is 'plms': choose one of ancestral, ddim"),
+        ("digits_ddpm", "--steps 201", "the model was trained with 200 steps"),
+    ],
+)
+def test_refusals_are_one_sentence_and_leave_nothing(tmp_path, capsys, preset, words, sentence):
+    file = snapshot(preset, tmp_path / "ema-000000003.safetensors")
+    out = tmp_path / "grid.png"
+    assert main(["sample", file, "-n", "4", "-o", str(out), *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_dry_run_of_a_ddpm_has_one_network(capsys):
+    assert main(["train", "digits_ddpm", "--dry-run", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "generator forward" in said and "training, R1" not in said
+    assert "discriminator  " not in said and "# generator " in said
