@@ -79,7 +79,7 @@ def test_presets_lists_all(capsys):
     [
         ("trian", "unknown command 'trian' (did you mean 'train'?): commands are train, sample"),
         ("train", "train what? Presets are"),
-        ("train digitz", "unknown preset 'digitz' (did you mean 'digits'?)"),
+        ("train digitz", "unknown preset 'digitz' (did you mean 'digits' or "),
         ("train no.yaml", "there is no configuration file no.yaml"),
         ("train digits --model.num_timestep 3", "did you mean 'model.num_timesteps'"),
         ("train digits --modle.nz 3", "did you mean 'model.nz'"),
