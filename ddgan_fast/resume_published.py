@@ -84,6 +84,11 @@ def import_run(content: str | os.PathLike[str], run_dir: str | os.PathLike[str])
         CheckpointError: the disk is full or cannot be written to.
     """
     source, run_dir = Path(content), Path(run_dir)
+    if source.is_dir() or source.suffix in (".pt", ".safetensors"):
+        raise ValueError(
+            f"{source} is no published content.pth, and only such a file becomes a run directory: "
+            "end the output's name in .safetensors or .pth."
+        )
     saved = convert.read_published(source)
     if "netG_dict" not in saved:
         raise ValueError(
@@ -255,8 +260,8 @@ def export_run(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Con
         source = states[-1]
     if source.is_file() and source.suffix != ".pt":
         raise ValueError(
-            f"{source} holds a generator alone, and {path.name} is a training state: give a "
-            "state-*.pt or a run directory, or name the output netG_0.pth."
+            f"{source} is no training state of ours, of which {path.name} could be made: give a "
+            "state-*.pt or a run directory, or name the output netG_0.pth for the generator alone."
         )
     saved = load_state(source)
     cfg = from_dict(saved["config"])

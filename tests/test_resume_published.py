@@ -57,6 +57,12 @@ def changed(tmp_path):
     return write
 
 
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The golden state as a run; not to be written to."""
+    return import_run(CONTENT, tmp_path_factory.mktemp("imported") / "run")
+
+
 class GoldenEngine(Engine):
     """The training step of a run, on the golden draws and images."""
 
@@ -125,22 +131,22 @@ def test_an_imported_run_goes_on_as_published(tmp_path):
     assert not failed
 
 
-def test_the_run_directory(tmp_path):
-    done = import_run(CONTENT, tmp_path / "run")
-    assert done.path == tmp_path / "run" / "state-000000002.pt" and done.step == 2
-    assert done.notes == []
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+def test_the_run_directory(imported):
+    run = imported.path.parent
+    assert imported.path.name == "state-000000002.pt" and imported.step == 2
+    assert imported.notes == []
+    assert sorted(path.name for path in run.iterdir()) == [
         "config.yaml",
         "ema-000000002.safetensors",
         "state-000000002.pt",
     ]
-    cfg, state = load_config(tmp_path / "run" / "config.yaml"), load_state(done.path)
+    cfg, state = load_config(run / "config.yaml"), load_state(imported.path)
     assert to_dict(from_dict(state["config"])) == {**to_dict(cfg), "preset": "published"}
     assert (cfg.run.steps, cfg.optim.lr_interval, cfg.run.batch_size) == (4, 2, 4)
     assert (cfg.optim.lr_g, cfg.optim.lr_min, cfg.optim.beta2) == (0.0016, 1e-5, 0.9)
     content = convert.read_published(CONTENT)
     average = convert.ema_of_content(content, cfg)
-    for stored in (state["ema"], load_ema(tmp_path / "run" / "ema-000000002.safetensors")[0]):
+    for stored in (state["ema"], load_ema(run / "ema-000000002.safetensors")[0]):
         assert all(torch.equal(stored[name], value) for name, value in average.items())
     assert all(v.untyped_storage().nbytes() == v.nbytes for v in state["ema"].values())
 
@@ -168,9 +174,8 @@ def test_train_goes_on_with_it(tmp_path, capsys):
     assert "was trained on other data" in capsys.readouterr().err
 
 
-def test_there_and_back(tmp_path):
-    import_run(CONTENT, tmp_path / "run")
-    done = export_run(tmp_path / "run", tmp_path / "out" / "content.pth")
+def test_there_and_back(tmp_path, imported):
+    done = export_run(imported.path.parent, tmp_path / "out" / "content.pth")
     assert done.step == 2 and done.notes == []
     ours, theirs = read(done.path), read(CONTENT)
     args, original = vars(ours.pop("args")), vars(theirs.pop("args"))
@@ -333,7 +338,7 @@ def test_states_that_cannot_become_a_run(tmp_path, changed, change, sentence):
     assert not run.exists()
 
 
-def test_refusals(tmp_path, capsys):
+def test_refusals(tmp_path, capsys, imported):
     run = tmp_path / "run"
     with pytest.raises(ValueError, match="holds a generator alone, and a run needs"):
         import_run(CONTENT.with_name("netG_0.pth"), run)
@@ -343,14 +348,21 @@ def test_refusals(tmp_path, capsys):
     with pytest.raises(FileExistsError, match="is a file"):
         import_run(CONTENT, tmp_path / "file")
     assert not run.exists()
-    import_run(CONTENT, run)
+    run = imported.path.parent
     before = (run / "state-000000002.pt").read_bytes()
     assert main(["convert", str(CONTENT), str(run)]) == 2
     assert "is not empty: name a new one for the run." in capsys.readouterr().err
     assert (run / "state-000000002.pt").read_bytes() == before
     target = tmp_path / "content.pth"
-    with pytest.raises(ValueError, match=r"holds a generator alone, and content\.pth is a train"):
+    with pytest.raises(ValueError, match=r"no training state of ours, of which content\.pth could"):
         export_run(run / "ema-000000002.safetensors", target)
+    for source in (run, imported.path, run / "ema-000000002.safetensors"):
+        with pytest.raises(ValueError, match=r"is no published content\.pth, and only such"):
+            import_run(source, tmp_path / "again")
+    for option in (["--recipe", "cifar10"], ["--weights", "raw"]):
+        assert main(["convert", str(CONTENT), str(tmp_path / "again"), *option]) == 2
+        assert "are for a single generator" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no training state"):
         export_run(tmp_path / "empty", target)
@@ -362,8 +374,7 @@ def test_refusals(tmp_path, capsys):
     assert not target.exists()
 
 
-def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
-    import_run(CONTENT, tmp_path / "run")
+def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch, imported):
 
     def fail(content, file):
         file.write(b"half")
@@ -372,8 +383,8 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", fail)
     (tmp_path / "out").mkdir()
     with pytest.raises(OSError, match="No space"):
-        export_run(tmp_path / "run", tmp_path / "out" / "content.pth")
+        export_run(imported.path, tmp_path / "out" / "content.pth")
     assert list((tmp_path / "out").iterdir()) == []
     with pytest.raises(CheckpointError, match="was not saved"):
         import_run(CONTENT, tmp_path / "again")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

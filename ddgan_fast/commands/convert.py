@@ -47,6 +47,11 @@ def main(argv: Sequence[str]) -> int:
     output = Path(arguments.output)
     to_run = not output.suffix or output.is_dir()
     if to_run or (output.suffix == ".pth" and output.name.startswith("content")):
+        if arguments.recipe or arguments.weights == "raw":
+            raise ValueError(
+                "--recipe and --weights raw are for a single generator, and a training state holds "
+                "its configuration and both kinds of weights: leave them out."
+            )
         return _convert_run(arguments.input, output, to_run)
     from ..export import check_target, save_generator
     from ..sampling import load_generator
