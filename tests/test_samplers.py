@@ -164,14 +164,18 @@ def test_the_network_sees_its_training_convention(name):
 
 
 def test_clipping_holds_x0_and_leaves_the_path_consistent():
-    diffusion = Diffusion(8)
-    huge = Sampler("ddim", 8)
+    """After clipping, the noise is what remains of x_i."""
+    diffusion, seen = Diffusion(8), []
+    huge = Sampler("ddim", 2)
 
     def network(x, t):
+        seen.append(x)
         return torch.full_like(x, -50.0)
 
     x = huge.draw(network, diffusion, (1, 4, 4), SEED, index(2))
     assert torch.equal(x, torch.ones_like(x))
+    (a, s), (b, r) = diffusion.levels()[[8, 4]]
+    torch.testing.assert_close(seen[1], b + r / s * (seen[0] - a), rtol=1e-5, atol=1e-6)
     free = Sampler("ddim", 8, clip=False).draw(network, diffusion, (1, 4, 4), SEED, index(2))
     assert float(free.min()) > 50
 

@@ -51,4 +51,4 @@ def test_dry_run_of_a_ddpm_has_one_network(capsys):
     assert main(["train", "digits_ddpm", "--dry-run", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "generator forward" in said and "training, R1" not in said
-    assert "discriminator  " not in said and "# generator " in said
+    assert "#   discriminator" not in said and "#   generator " in said
