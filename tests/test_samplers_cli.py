@@ -1,5 +1,7 @@
 """DDPMs on the command line: what a run would be, and samples by any sampler."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,19 @@ def test_refusals_are_one_sentence_and_leave_nothing(tmp_path, capsys, preset, w
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
     assert not out.exists()
+
+
+def test_evaluations_name_their_sampler_and_count_its_calls(tmp_path, capsys):
+    file = snapshot("gaussians25_ddpm", tmp_path / "ema-000000003.safetensors")
+    options = ["--metrics", "modes", "-n", "64", "--time-batches", "8"]
+    entries = []
+    for words in ("--sampler heun --steps 3", "--steps 2 --eta 0.5"):
+        assert main(["evaluate", file, *options, *words.split()]) == 0
+        entries.append(json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1]))
+    heun, ddim = entries
+    assert (heun["nfe"], heun["sampler"]["name"], ddim["nfe"]) == (5, "heun", 2)
+    assert (ddim["sampler"]["name"], ddim["sampler"]["eta"]) == ("ddim", 0.5)
+    assert len(ddim["sampling"]) == 1
 
 
 def test_dry_run_of_a_ddpm_has_one_network(capsys):

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import Parser
+from .sample import add_sampler_options
 
 if TYPE_CHECKING:
     from ..config import Config
     from ..data.dataset import Dataset
     from ..evaluation.evaluate import Plan, Result
     from ..evaluation.features import Extractor
+    from ..samplers import Sampler
     from ..sampling import LoadedGenerator
     from ..training.parallel import Ranks
 
@@ -94,6 +96,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--precision", default="fp32", help="of the generator: fp32, tf32, bf16, fp16"
     )
+    add_sampler_options(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:0 (default: a GPU if there is one)")
     parser.add_argument(
         "--time-batches",
@@ -129,6 +132,7 @@ def _sizes(text: str) -> list[int]:
 
 def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) -> None:
     from ..evaluation import evaluate, record
+    from ..samplers import choose
     from ..sampling import load_generator
 
     model = load_generator(
@@ -147,7 +151,11 @@ def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) 
         arguments.batch,
         arguments.precision,
         arguments.jpeg75,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        eta=arguments.eta,
     )
+    sampler = choose(model.cfg, plan.sampler, plan.steps, plan.eta)
     extractor: Extractor | None = None
     reference: dict[str, Any] = {}
     with _progress(ranks.rank == 0) as watch:
@@ -165,7 +173,7 @@ def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) 
         "weights": arguments.weights,
         **record.facts(model, plan, result, extractor, ranks, reference),
     }
-    entry["sampling"] = _timings(model, arguments)
+    entry["sampling"] = _timings(model, arguments, sampler)
     _print(entry)
     path = model.source.parent / "metrics.jsonl"
     record.append(path, entry)
@@ -299,11 +307,13 @@ def _config_of(arguments: argparse.Namespace) -> Config:
     return cfg
 
 
-def _timings(model: LoadedGenerator, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _timings(
+    model: LoadedGenerator, arguments: argparse.Namespace, sampler: Sampler | None
+) -> list[dict[str, Any]]:
     from ..evaluation.timing import time_sampling
 
     return [
-        dict(time_sampling(model, size, precision=arguments.precision))
+        dict(time_sampling(model, size, precision=arguments.precision, sampler=sampler))
         for size in arguments.time_batches
     ]
 

@@ -75,6 +75,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def add_sampler_options(parser: argparse.ArgumentParser) -> None:
+    """How a DDPM samples."""
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="of a DDPM: ancestral (all T steps, default), ddim, dpmpp (DPM-Solver++), or heun "
+        "(of the probability-flow ODE)",
+    )
+    parser.add_argument("--steps", type=int, help="of a DDPM: steps of the sampler (default: T)")
+    parser.add_argument("--eta", type=float, help="of ddim: noise, 0 (default) to 1")
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("sample", "Draw samples from a checkpoint.", _EPILOG)
     parser.add_argument(
@@ -94,14 +106,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--engine", default="auto", help="graph (CUDA graphs), eager, or auto (default)"
     )
-    parser.add_argument(
-        "--sampler",
-        metavar="NAME",
-        help="of a DDPM: ancestral (all T steps, default), ddim, dpmpp (DPM-Solver++), or heun "
-        "(of the probability-flow ODE)",
-    )
-    parser.add_argument("--steps", type=int, help="of a DDPM: steps of the sampler (default: T)")
-    parser.add_argument("--eta", type=float, help="of ddim: noise, 0 (default) to 1")
+    add_sampler_options(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:0 (default: a GPU if there is one)")
     parser.add_argument(
         "--recipe",

@@ -54,6 +54,7 @@ class Plan:
         precision: of the generator: "fp32", "tf32", "bf16" or "fp16".
         jpeg75: pass the samples through JPEG of quality 75.
         engine: what draws them: "graph", "eager" or "auto".
+        sampler, steps, eta: of a DDPM, as for ``samplers.choose``.
     """
 
     metrics: tuple[str, ...] = ("fid",)
@@ -63,6 +64,9 @@ class Plan:
     precision: str = "fp32"
     jpeg75: bool = False
     engine: str = "auto"
+    sampler: str | None = None
+    steps: int | None = None
+    eta: float | None = None
 
     @property
     def paired(self) -> bool:
@@ -248,6 +252,9 @@ def _samples(model: LoadedGenerator, plan: Plan, ranks: Ranks) -> Batches:
         stride=ranks.world,
         precision=plan.precision,
         engine=plan.engine,
+        sampler=plan.sampler,
+        steps=plan.steps,
+        eta=plan.eta,
     ):
         numbers = done + ranks.world * np.arange(len(images))
         done += ranks.world * len(images)

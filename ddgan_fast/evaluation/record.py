@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import torch
 
 from ddgan_fast import __version__
 from ddgan_fast.files import atomic_open
+from ddgan_fast.samplers import choose
 
 if TYPE_CHECKING:
     from ddgan_fast.data.dataset import Dataset
@@ -62,12 +64,14 @@ def facts(
     reference: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a record says of the samples, their judge, and the result."""
+    sampler = choose(model.cfg, plan.sampler, plan.steps, plan.eta)
     found: dict[str, Any] = {
         "step": model.step,
         "preset": model.cfg.preset,
         "n": plan.n,
         "seed": plan.seed,
-        "nfe": model.cfg.model.num_timesteps,
+        "nfe": sampler.evaluations if sampler else model.cfg.model.num_timesteps,
+        "sampler": asdict(sampler) if sampler else "gan",
         "precision": plan.precision,
         "jpeg75": plan.jpeg75,
         "ranks": ranks.world,

@@ -9,6 +9,7 @@ import torch
 
 from ddgan_fast.drawing import Drawer, use_graphs
 from ddgan_fast.kernels import philox
+from ddgan_fast.samplers import Sampler
 from ddgan_fast.sampling import LoadedGenerator
 
 ROUNDS = 300
@@ -44,6 +45,7 @@ def time_sampling(
     batch: int,
     *,
     precision: str = "fp32",
+    sampler: Sampler | None = None,
     rounds: int = ROUNDS,
     budget_s: float = BUDGET_S,
 ) -> SamplingTime:
@@ -53,6 +55,7 @@ def time_sampling(
         model: the generator, on its device.
         batch: samples at once.
         precision: "fp32", "tf32", "bf16" or "fp16".
+        sampler: of a DDPM; default its ancestral one.
         rounds: batches at most; at least one is timed.
         budget_s: seconds after which no further batch is begun.
 
@@ -60,9 +63,14 @@ def time_sampling(
         RuntimeError: the batch does not fit into memory.
     """
     device = model.device
-    graphs = use_graphs("auto", device, rounds)
+    evaluations = sampler.evaluations if sampler else model.cfg.model.num_timesteps
+    graphs = use_graphs("auto", device, rounds, evaluations)
     drawer = Drawer(
-        model, philox.seed_tensor(0, -1, 0, device), graphs=graphs, precision=precision
+        model,
+        philox.seed_tensor(0, -1, 0, device),
+        graphs=graphs,
+        precision=precision,
+        sampler=sampler,
     )
     index = torch.arange(batch, device=device)
     warm_up = _WARM_UP.get(device.type, 1)
