@@ -128,6 +128,9 @@ def test_baselines_differ_in_what_they_are_named_for() -> None:
         assert c.model.nz == (base.model.nz if name.endswith("oneshot") else 0)
         for width in ("num_channels_dae", "ch_mult", "hidden", "hidden_layers", "point_features"):
             assert getattr(c.model, width) == getattr(base.model, width)
+        if c.loss.kind == "ddpm":
+            longer = load_config(name, {"model.num_timesteps": 1000})
+            assert longer.model.num_timesteps == 1000
 
 
 def test_demos_need_no_data() -> None:

@@ -137,13 +137,18 @@ def check_size(model: LoadedGenerator, height: int, width: int) -> None:
 
 
 def check_model(model: LoadedGenerator) -> None:
-    """Refuse models of points.
+    """Refuse models of points, and those that predict noise.
 
     Raises:
         ValueError: says so.
     """
     if model.cfg.model.kind == "mlp":
         raise ValueError(f"{model.source} makes points, and editing needs a model of images.")
+    if model.cfg.loss.kind != "gan":
+        raise ValueError(
+            f"{model.source} is a {model.cfg.loss.kind}, which predicts noise, and editing needs a "
+            "generator of images (loss.kind gan)."
+        )
 
 
 def check_images(model: LoadedGenerator, images: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from tiny_runs import final_state, record, run_ranks, tensors_of, tiny
 
 from ddgan_fast.config import from_dict, load_config, to_dict
 from ddgan_fast.diffusion import Diffusion
+from ddgan_fast.editing.loop import check_model
 from ddgan_fast.kernels import philox
 from ddgan_fast.sampling import generate, load_generator
 from ddgan_fast.training import choosing
@@ -194,6 +195,8 @@ def test_states_say_what_they_predict(tmp_path):
         assert (drawn["ancestral"] != drawn["ddim"]).any()
     with pytest.raises(ValueError, match="ancestral sampling takes all 50 steps"):
         generate(model, 1, sampler="ancestral", steps=5)
+    with pytest.raises(ValueError, match="predicts noise, and editing needs a generator"):
+        check_model(model)
 
 
 def test_a_gan_has_no_sampler(tmp_path):
