@@ -115,18 +115,19 @@ def card(model: LoadedGenerator, repo_id: str, weights: str) -> str:
     average = weights == "ema" and cfg.optim.ema_decay > 0
     kept = f"averaged (EMA, decay {cfg.optim.ema_decay})" if average else "raw, not averaged"
     behind = "not recorded" if not model.step else f"{model.step:,}"
+    adversarial = cfg.loss.kind == "gan"
+    tags = ["ddgan", "diffusion", "gan"] if adversarial else ["ddpm", "diffusion"]
+    what = "generator of a denoising diffusion GAN" if adversarial else "network of a DDPM"
     return f"""\
 ---
 library_name: ddgan_fast
 tags:
-- ddgan
-- diffusion
-- gan
+{chr(10).join(f"- {tag}" for tag in tags)}
 ---
 
 # {repo_id.partition("/")[2]}
 
-The generator of a denoising diffusion GAN. It makes {makes} in {cfg.model.num_timesteps} steps.
+The {what}. It makes {makes} in {cfg.model.num_timesteps} steps.
 
 | | |
 |---|---|

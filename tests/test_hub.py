@@ -130,6 +130,14 @@ def test_the_card_says_what_is_known_and_no_more(tmp_path, run):
     assert "makes points in the plane" in text and "25 Gaussians" in text
 
 
+def test_the_card_names_the_kind_of_model(run):
+    model = load_generator(run)
+    assert "- gan\n" in card(model, "me/tiny", "ema")
+    model.cfg.loss.kind = "ddpm"
+    text = card(model, "me/tiny", "ema")
+    assert "The network of a DDPM. It makes" in text and "- gan" not in text
+
+
 def test_without_the_package(tmp_path, run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for command in (["push", run, "me/tiny"], ["pull", "me/tiny", str(tmp_path / "a.safetensors")]):

@@ -47,7 +47,8 @@ def test_a_large_row_is_up_to_date(preset):
 def test_every_network_has_a_row():
     known = [load_config(preset) for preset in memory_table.PUBLISHED]
     for preset in list_presets():
-        if not preset.endswith("_paper"):
+        # The paper's variants and the baselines of the two toys are of the sizes listed.
+        if not preset.endswith("_paper") and not preset.startswith(("digits_", "gaussians25_")):
             cfg = load_config(preset)
             assert any(
                 (cfg.model, cfg.discriminator) == (other.model, other.discriminator)
