@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import Any
@@ -149,14 +150,14 @@ class LatentMapping(nn.Module):
         return z
 
 
-class FusedNorm:
+class FusedNorm(ABC):
     """Group norm, SiLU and resampling in one pass, wherever scale and shift come from."""
 
+    @abstractmethod
     def modulation(
         self, x: torch.Tensor, style: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Scale and shift [N, C], and the number of groups."""
-        raise NotImplementedError
 
     def styled(self, x: torch.Tensor, style: torch.Tensor | None, silu: bool) -> torch.Tensor:
         """Scale and shift are side by side in ``style`` [N, 2 C], unless they are learned."""

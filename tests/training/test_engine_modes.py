@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.distributed as dist
+from replay import ReplayRecorder
 from test_graphs import engine_and_batches, everything
 from tiny_runs import final_state, record, run_ranks, tensors_of, tiny
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from ddgan_fast.training import choosing, compiling
+from ddgan_fast.training import engine as engine_module
 from ddgan_fast.training.choosing import refuse, settle, wrong_gradients
 from ddgan_fast.training.parallel import Ranks
 from ddgan_fast.training.precision import LossScale, Precision
@@ -257,6 +259,43 @@ def test_a_right_compiled_gradient_passes_and_a_failing_compiler_is_told(tmp_pat
     assert told == [
         "Engine: eager, because compile does not work: RuntimeError: no C++ compiler found."
     ]
+
+
+@pytest.mark.parametrize(
+    ("graph_ms", "chosen"), [(3.0, "graph"), (9.0, "eager"), (None, "eager")],
+    ids=["faster", "slower", "failing"],
+)
+def test_auto_takes_the_fastest_that_works(tmp_path, monkeypatch, graph_ms, chosen):
+    """With recorded operators in place of CUDA graphs, and times made up."""
+    monkeypatch.setattr(engine_module, "CudaRecorder", lambda device: ReplayRecorder())
+    engine, batches = engine_and_batches(tmp_path, 2)
+    other, _ = engine_and_batches(tmp_path, 0)
+    for one in (engine, other):
+        one.take_step(batches[0])
+    before, told = everything(engine), []
+
+    def milliseconds(engine, batch, kind):
+        engine.run_step(*engine.network_input(batch), kind)  # what timing does to the state
+        if engine.mode == "graph" and graph_ms is None:
+            raise torch.OutOfMemoryError("no room")
+        return 2.0 + 6.0 * kind if engine.mode == "eager" else graph_ms
+
+    monkeypatch.setattr(choosing, "_milliseconds", milliseconds)
+    choosing._choose(engine, batches[1], 10, told.append)
+    # R1 at every third step: (8 + 2 * 2) / 3.
+    first, second, *_ = told[0].split("; ")
+    assert engine.mode == chosen and len(told) == 1
+    assert first == f"Engine: {chosen}, {graph_ms if chosen == 'graph' else 4.0:.1f} ms per step"
+    if graph_ms is None:
+        assert "graph does not work: OutOfMemoryError: no room" in told[0]
+    else:
+        assert second == ("eager 4.0 ms" if chosen == "graph" else "graph 9.0 ms")
+    assert "with 10 steps to go compiling would not pay" in told[0]
+    after = everything(engine)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    for one in (engine, other):
+        one.take_step(batches[1])
+    assert largest_difference(engine, other) == 0.0
 
 
 def test_graphs_without_a_gpu_are_refused(tmp_path):
