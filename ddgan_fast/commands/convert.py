@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import Parser
+from .arguments import add_weights
 
 _EPILOG = """\
 examples:
@@ -35,14 +36,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "output", help="file ending in .safetensors or .pth, or a new folder for a run"
     )
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        help="preset or YAML file that a netG_*.pth was trained with; other files know theirs",
-    )
-    parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="averaged or raw (default: ema)"
-    )
+    add_weights(parser)
     arguments = parser.parse_args(argv)
     output = Path(arguments.output)
     to_run = not output.suffix or output.is_dir()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import Parser
+from .arguments import add_device, add_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,16 +129,9 @@ def _parse(kind: str, argv: Sequence[str]) -> argparse.Namespace:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="see below")
     parser.add_argument("--seed", type=int, default=0, help="picks the noise (default: 0)")
-    parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="averaged or raw (default: ema)"
-    )
+    add_weights(parser)
     parser.add_argument("--batch", type=int, help="images at once (default: what fits)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:0 (default: a GPU if there is one)")
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        help="preset or YAML file that a netG_*.pth was trained with; other files know theirs",
-    )
+    add_device(parser)
     parser.add_argument("--columns", type=int, help="images per row of a grid")
     parser.add_argument(
         "--seconds", type=float, default=0.2, help="per frame of a .gif (default: 0.2)"

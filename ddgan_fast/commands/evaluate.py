@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import Parser
-from .sample import add_sampler_options
+from .arguments import add_device, add_sampler, add_weights
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -83,21 +83,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--inception", metavar="PATH", help="pytorch-fid's weight file")
     parser.add_argument("-n", "--n", type=int, default=50_000, help="samples (default: 50000)")
     parser.add_argument("--seed", type=int, default=0, help="picks the samples (default: 0)")
-    parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="averaged or raw (default: ema)"
-    )
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        help="preset or YAML file that a netG_*.pth was trained with; other files know theirs",
-    )
+    add_weights(parser)
     parser.add_argument("--jpeg75", action="store_true", help="samples as JPEG, for parity")
     parser.add_argument("--batch", type=int, help="samples at once (default: what fits)")
     parser.add_argument(
         "--precision", default="fp32", help="of the generator: fp32, tf32, bf16, fp16"
     )
-    add_sampler_options(parser)
-    parser.add_argument("--device", help="cpu, cuda or cuda:0 (default: a GPU if there is one)")
+    add_sampler(parser)
+    add_device(parser)
     parser.add_argument(
         "--time-batches",
         default="100",

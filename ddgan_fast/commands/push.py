@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import Parser
+from .arguments import add_weights
 
 _EPILOG = """\
 example:
@@ -23,14 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("checkpoint", help="as for ddgan-fast sample")
     parser.add_argument("repo_id", metavar="OWNER/NAME", help="repository; made when absent")
     parser.add_argument("--private", action="store_true", help="let only the owner see it")
-    parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="averaged or raw (default: ema)"
-    )
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        help="preset or YAML file that a netG_*.pth was trained with; other files know theirs",
-    )
+    add_weights(parser)
     arguments = parser.parse_args(argv)
     from ..hub import push
     from ..sampling import load_generator

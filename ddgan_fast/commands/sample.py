@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import Parser
+from .arguments import add_device, add_sampler, add_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,18 +76,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def add_sampler_options(parser: argparse.ArgumentParser) -> None:
-    """How a DDPM samples."""
-    parser.add_argument(
-        "--sampler",
-        metavar="NAME",
-        help="of a DDPM: ancestral (all T steps, default), ddim, dpmpp (DPM-Solver++), or heun "
-        "(of the probability-flow ODE)",
-    )
-    parser.add_argument("--steps", type=int, help="of a DDPM: steps of the sampler (default: T)")
-    parser.add_argument("--eta", type=float, help="of ddim: noise, 0 (default) to 1")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("sample", "Draw samples from a checkpoint.", _EPILOG)
     parser.add_argument(
@@ -96,9 +85,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-n", type=int, default=64, help="how many (default: 64)")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="see below")
     parser.add_argument("--seed", type=int, default=0, help="picks the samples (default: 0)")
-    parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="averaged or raw (default: ema)"
-    )
+    add_weights(parser)
     parser.add_argument("--batch", type=int, help="samples at once (default: what fits)")
     parser.add_argument(
         "--precision", default="fp32", help="fp32, tf32, bf16 or fp16 (default: fp32)"
@@ -106,13 +93,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--engine", default="auto", help="graph (CUDA graphs), eager, or auto (default)"
     )
-    add_sampler_options(parser)
-    parser.add_argument("--device", help="cpu, cuda or cuda:0 (default: a GPU if there is one)")
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        help="preset or YAML file that a netG_*.pth was trained with; other files know theirs",
-    )
+    add_sampler(parser)
+    add_device(parser)
     parser.add_argument("--columns", type=int, help="images per row of a grid")
     arguments = parser.parse_args(argv)
     for name in ("n", "batch", "columns"):
