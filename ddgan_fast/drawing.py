@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -96,20 +95,13 @@ class Drawer:
 
         def generator(x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
             # Weights are cast anew at every call: autocast's cache does not belong into a graph.
-            with self._autocast():
+            with self._precision.autocast(cache=False):
                 return model(x, t, z)
 
         drawn = draw(
             generator, model.diffusion, self._sampler, model.cfg.model, self._key, index
         )
         return (drawn, None) if drawn.ndim == 2 else to_bytes(drawn)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        dtype = dtypes.get(self._precision.name)
-        if dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._model.device.type, dtype, cache_enabled=False)
 
 
 def to_bytes(x: torch.Tensor) -> Drawn:

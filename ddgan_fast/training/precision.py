@@ -37,11 +37,11 @@ class Precision:
         """Of the parameters."""
         return torch.float64 if self.name == "fp64" else torch.float32
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """For forward passes."""
+    def autocast(self, cache: bool = True) -> contextlib.AbstractContextManager[None]:
+        """For forward passes; without ``cache`` weights are cast anew each time they are used."""
         if self.name not in _AUTOCAST:
             return contextlib.nullcontext()
-        return torch.autocast(self.device_type, _AUTOCAST[self.name])
+        return torch.autocast(self.device_type, _AUTOCAST[self.name], cache_enabled=cache)
 
     def loss_scale(self, device: torch.device) -> LossScale | None:
         """A loss scale where gradients would vanish without."""
