@@ -18,10 +18,6 @@ from ..kernels._build import cache_folder
 _MOST_KINDS = 64
 
 
-class CompileError(RuntimeError):
-    """torch.compile is not available here, or its result is wrong."""
-
-
 class Compilable(nn.Module):
     """A module that runs as it is, or compiled, on the same parameters.
 

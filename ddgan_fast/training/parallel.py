@@ -150,11 +150,6 @@ class Vote:
         return answer
 
 
-def is_first_rank() -> bool:
-    """Whether this process speaks for the run; known before anything is initialised."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
     """The device called ``name``, by default this rank's GPU or else the CPU.
 
