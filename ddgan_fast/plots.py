@@ -37,7 +37,7 @@ def loss_curve(log_path: Path | str, out_path: Path | str) -> None:
     curves = {label: points for label, points in curves.items() if points}
     if not curves:
         raise ValueError(f"{log_path} holds no losses yet: train for at least one tick")
-    figure = _figure(width=8, height=4.5)
+    figure = new_figure(width=8, height=4.5)
     axes = figure.add_subplot()
     for label, points in curves.items():
         if label.startswith("R1"):
@@ -53,7 +53,7 @@ def loss_curve(log_path: Path | str, out_path: Path | str) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.12), frameon=False)
-    _save(figure, out_path)
+    save_figure(figure, out_path)
 
 
 def scatter_points(
@@ -75,7 +75,7 @@ def scatter_points(
     for name, points in (("samples", samples), ("centres", centres)):
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"{name} must have the shape [n, 2], not {list(points.shape)}")
-    figure = _figure(width=6, height=6)
+    figure = new_figure(width=6, height=6)
     from matplotlib.patches import Circle
 
     axes = figure.add_subplot()
@@ -91,7 +91,7 @@ def scatter_points(
     outside = ((shown < low - margin) | (shown > high + margin)).any(1).sum()
     note = f", {outside:,} outside the picture" if outside else ""
     axes.set_title(f"{len(shown):,} samples{note}", fontsize=10)
-    _save(figure, out_path)
+    save_figure(figure, out_path)
 
 
 def bands(
@@ -112,7 +112,7 @@ def bands(
     Raises:
         RuntimeError: matplotlib is missing.
     """
-    figure = _figure(width=4 * len(panels), height=3.4)
+    figure = new_figure(width=4 * len(panels), height=3.4)
     for number, (name, (x, (lower, upper), values)) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), number + 1)
         axes.fill_between(x, lower, upper, alpha=0.25, label=band)
@@ -122,10 +122,15 @@ def bands(
         axes.grid(alpha=0.3)
         if number == 0:
             axes.legend(frameon=False, fontsize=8)
-    _save(figure, out_path)
+    save_figure(figure, out_path)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches, at 120 pixels each.
+
+    Raises:
+        RuntimeError: matplotlib is missing.
+    """
     try:
         # Not pyplot: it would choose a window system for the whole process.
         from matplotlib.figure import Figure
@@ -136,7 +141,8 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def _save(figure: Any, out_path: Path | str) -> None:
+def save_figure(figure: Any, out_path: Path | str) -> None:
+    """Write a figure as a PNG, which appears when it is complete."""
     out_path = Path(out_path)
     out_path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(out_path) as file:

@@ -80,6 +80,8 @@ class Result:
 
     metrics: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    counts: list[int] | None = None
+    """Samples in each mode or class, where modes were counted."""
 
 
 def parse_metrics(text: str | None, kind: str, extractor: str) -> tuple[str, ...]:
@@ -204,7 +206,8 @@ def evaluate_points(
         return None
     scores = judge(found.numpy())
     names = ("modes", "near", "kl", "spread", "bridges")
-    return Result({name: float(scores[name]) for name in names})  # type: ignore[literal-required]
+    metrics = {name: float(scores[name]) for name in names}  # type: ignore[literal-required]
+    return Result(metrics, counts=scores["counts"])
 
 
 def real_features(
@@ -362,8 +365,9 @@ def _add_classes(
     if "modes" in plan.metrics:
         from ddgan_fast.evaluation.digits import RECOGNISED_FROM
 
-        counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).double()
-        share = counts / counts.sum()
+        counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
+        result.counts = counts.tolist()
+        share = counts.double() / counts.sum()
         drawn = share[share > 0]
         result.metrics["modes"] = float((share >= RECOGNISED_FROM).sum())
         result.metrics["kl"] = float((drawn * (drawn * len(share)).log()).sum())

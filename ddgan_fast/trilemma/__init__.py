@@ -1,0 +1,1 @@
+"""The trilemma measured: a DDGAN against its baselines under equal training time."""
