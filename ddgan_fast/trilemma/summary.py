@@ -13,8 +13,6 @@ from ddgan_fast.trilemma.methods import Method
 _COLUMNS = {
     "near": ("near a mode", "{:.1%}"),
     "spread": ("spread (0.05)", "{:.3f}"),
-    "modes": ("modes", "{:.0f}"),
-    "kl": ("KL", "{:.3f}"),
     "fid": ("FID", "{:.1f}"),
     "kid": ("KID", "{:.4f}"),
     "is": ("IS", "{:.2f}"),
@@ -22,6 +20,8 @@ _COLUMNS = {
     "recall": ("recall", "{:.2f}"),
     "density": ("density", "{:.2f}"),
     "coverage": ("coverage", "{:.2f}"),
+    "modes": ("modes", "{:.0f}"),
+    "kl": ("KL", "{:.3f}"),
 }
 _STAND_INS = {"fd": "fid", "kd": "kid", "cs": "is"}
 
