@@ -16,6 +16,7 @@ from ddgan_fast.trilemma.summary import Row, kind_of, quality_of
 _IMAGES, _COLUMNS = 64, 8
 _POINTS = 4000
 _BARS = 25
+_HIGHEST = 6.0
 
 
 def samples(drawn: Mapping[str, np.ndarray], path: Path, *, smooth: bool) -> None:
@@ -90,15 +91,13 @@ def quality(rows: Sequence[Row], measured: Sequence[Mapping[str, Any]], path: Pa
     for axes in (left, right):
         if less:
             axes.set_yscale("log")
+            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                which("{x:g}")
         axes.grid(alpha=0.3, which="both" if less else "major")
     save_figure(figure, path)
 
 
-def coverage(
-    rows: Sequence[Row],
-    measured: Sequence[Mapping[str, Any]],
-    path: Path,
-) -> None:
+def coverage(rows: Sequence[Row], measured: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Samples in each mode relative to its fair share; recall and coverage where none is known.
 
     Args:
@@ -112,9 +111,14 @@ def coverage(
         columns = min(4, len(rows))
         lines = -(-len(rows) // columns)
         figure = new_figure(width=3.1 * columns, height=2.1 * lines)
-        for number, (title, counts) in enumerate(counted.items()):
+        shares = {
+            title: np.asarray(counts, float) * len(counts) / first[title]["n"]
+            for title, counts in counted.items()
+        }
+        highest = max(2.0, min(max(float(s.max()) for s in shares.values()) * 1.05, _HIGHEST))
+        for number, (title, values) in enumerate(shares.items()):
             axes = figure.add_subplot(lines, columns, number + 1)
-            _shares(axes, np.asarray(counts, float), first[title]["n"])
+            _shares(axes, values, highest)
             axes.set_title(title, fontsize=9)
             if number % columns == 0:
                 axes.set_ylabel("share / fair share", fontsize=8)
@@ -124,16 +128,15 @@ def coverage(
     save_figure(figure, path)
 
 
-def _shares(axes: Any, counts: np.ndarray, n: int) -> None:
-    shares = counts * len(counts) / n
-    if len(counts) <= _BARS:
-        axes.bar(range(len(counts)), shares, color=np.where(shares > 0, "C0", "C3"))
+def _shares(axes: Any, shares: np.ndarray, highest: float) -> None:
+    if len(shares) <= _BARS:
+        axes.bar(range(len(shares)), shares)
         axes.set_xlabel("mode", fontsize=8)
     else:
         axes.plot(np.sort(shares)[::-1])
         axes.set_xlabel("modes, sorted", fontsize=8)
     axes.axhline(1.0, color="0.3", linewidth=0.8, linestyle="--")
-    axes.set_ylim(0, max(2.0, min(float(shares.max()) * 1.1, 6.0)))
+    axes.set_ylim(0, highest)
     axes.tick_params(labelsize=7)
 
 
