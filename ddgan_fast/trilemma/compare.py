@@ -85,26 +85,24 @@ class Comparison:
     def _plan(self) -> dict[str, int]:
         """Steps of each method's training, found once and kept."""
         request = self.request
-        wanted = {
-            "preset": request.preset,
-            "budget_s": request.budget_s,
-            "methods": {m.name: to_dict(m.cfg) for m in self._trained},
-        }
         path = request.out / _PLAN
+        configs = {m.name: to_dict(m.cfg) for m in self._trained}
+        plan: dict[str, Any] = {"preset": request.preset, "budget_s": request.budget_s}
         if path.is_file():
-            plan = json.loads(path.read_text())
-            kept = {key: plan[key] for key in wanted}
+            kept = json.loads(path.read_text())
             # Further methods join a comparison; what it has stays as it is.
-            common = wanted["methods"].keys() & plan["methods"].keys()
-            same = all(plan["methods"][name] == wanted["methods"][name] for name in common)
-            if kept | {"methods": 0} != wanted | {"methods": 0} or not same:
+            common = configs.keys() & kept["methods"].keys()
+            if any(kept[key] != value for key, value in plan.items()) or any(
+                kept["methods"][name] != configs[name] for name in common
+            ):
                 raise ValueError(
-                    f"{request.out} holds a comparison of {plan['preset']} under "
-                    f"{plan['budget_s']:g} s with other options: choose another folder by --out, "
+                    f"{request.out} holds a comparison of {kept['preset']} under "
+                    f"{kept['budget_s']:g} s with other options: choose another folder by --out, "
                     "or the options of that one."
                 )
+            plan = kept
         else:
-            plan = {**wanted, "methods": {}, "steps": {}, "ms_per_step": {}}
+            plan |= {"methods": {}, "steps": {}, "ms_per_step": {}}
         new = {m.name: m.cfg for m in self._trained if m.name not in plan["steps"]}
         if new:
             self.say(f"Timing training steps of {', '.join(new)}.")
@@ -112,7 +110,7 @@ class Comparison:
             for name, seconds in found.items():
                 plan["steps"][name] = max(SNAPSHOTS, round(request.budget_s / seconds))
                 plan["ms_per_step"][name] = 1e3 * seconds
-                plan["methods"][name] = to_dict(new[name])
+                plan["methods"][name] = configs[name]
             record.write(path, plan)
         return plan["steps"]
 
@@ -126,10 +124,10 @@ class Comparison:
             for method in self._trained:
                 self._train(method, seed)
         for method in self.request.methods:
-            for seed in self._seeds(method):
+            for source_seed in self._seeds(method):
                 for drawing in method.drawings:
-                    self._measure(method, seed, drawing)
-                self._measure_progress(method, seed)
+                    self._measure(method, source_seed, drawing)
+                self._measure_progress(method, source_seed)
         self._time()
         return self.rows()
 
@@ -224,8 +222,9 @@ class Comparison:
     ) -> None:
         """Measure the samples of a checkpoint, unless it is known how good they are."""
         digest = record.file_sha256(model.source)
-        key = {"kind": kind, "method": method.name, "seed": seed, "drawing": drawing.title}
-        key |= {"step": model.step, "checkpoint_sha256": digest, "n": n, "asked": list(metrics)}
+        key: dict[str, Any] = {"kind": kind, "method": method.name, "seed": seed}
+        key |= {"drawing": drawing.title, "step": model.step, "checkpoint_sha256": digest}
+        key |= {"n": n, "asked": list(metrics)}
         if any(key.items() <= row.items() for row in self._all_rows()):
             return
         if kind == "final":

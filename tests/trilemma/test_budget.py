@@ -22,7 +22,7 @@ def test_a_time_is_seconds(text, seconds):
 
 @pytest.mark.parametrize("text", ["10", "m", "0s", "-3m", "3 m", "1e3s", ""])
 def test_anything_else_is_refused(text):
-    with pytest.raises(ValueError, match="it must be a time such as 90s, 10m or 1.5h"):
+    with pytest.raises(ValueError, match="it must be a time such as 90s"):
         parse_budget(text)
 
 

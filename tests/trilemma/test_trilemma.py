@@ -23,10 +23,8 @@ def quick(monkeypatch):
 
 
 def trilemma(out, *arguments, preset="gaussians25", methods="ddgan,ddpm20,oneshot"):
-    return main(
-        ["trilemma", preset, "--budget", "0.1s", "--out", str(out), "--methods", methods]
-        + ["-n", "200", "--device", "cpu", *TINY, *arguments]
-    )
+    fixed = ["--budget", "0.1s", "--out", str(out), "--methods", methods, "-n", "200"]
+    return main(["trilemma", preset, *fixed, "--device", "cpu", *TINY, *arguments])
 
 
 @pytest.fixture(scope="module")
