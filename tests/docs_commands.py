@@ -14,8 +14,9 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jsonargparse
 import numpy as np
 import pytest
 from docs_pages import ROOT
@@ -23,6 +24,8 @@ from PIL import Image
 
 from ddgan_fast import cli
 from ddgan_fast.commands import train
+from ddgan_fast.config import Config
+from ddgan_fast.training import trainer
 
 GOLDEN = ROOT / "tests/data/golden/checkpoint_ref"
 SHORT = ("--run.steps", "2", "--run.sample_every", "0", "--run.tensorboard", "false")
@@ -77,6 +80,7 @@ TABLE: list[tuple[str, Run | Checked]] = [
     (r"ddgan-fast bench kernels ", Run(more=("--device", "cpu", "--tiny", "--check"))),
     (r"ddgan-fast bench (step|sample) ", Checked("minutes; tests/benchmarks has small ones")),
     (r"ddgan-fast bench loader ", NETWORK),
+    (r"ddgan-fast (profile|report|trilemma|watch|classifier) ", TESTED),
     (r"sh tools/photographs\.sh", NETWORK),
     (r"pytest benchmarks/ --benchmark-only", TESTED),
     (r"python -m benchmarks\.", TESTED),
@@ -211,17 +215,33 @@ def _parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         known = [w if w != "church.yaml" else "lsun_church256" for w in arguments[1:]]
         train.parse(known)
         return
-    parse_args = argparse.ArgumentParser.parse_args
-
-    def parse_and_stop(self, *args, **kwargs):
-        parse_args(self, *args, **kwargs)
-        raise _Understood
-
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        for parser in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+            patch.setattr(parser, "parse_args", _stopping(parser.parse_args))
         with pytest.raises(_Understood):
             code = cli.main(arguments)
             raise AssertionError(f"{' '.join(arguments)}: exit code {code}")
+
+
+def _stopping(parse_args: Callable[..., object]) -> Callable[..., None]:
+    def parse_and_stop(*args: object, **kwargs: object) -> None:
+        parse_args(*args, **kwargs)
+        raise _Understood
+
+    return parse_and_stop
+
+
+def run_python(text: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a block of Python, in which ``train`` takes two steps."""
+    whole = trainer.train
+
+    def short(cfg: Config, **options: Any) -> trainer.RunResult:
+        cfg.run.steps, cfg.run.sample_every, cfg.run.tensorboard = 2, 0, False
+        return whole(cfg, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train", short)
+        exec(compile(text, page, "exec"), {"__name__": "__main__"})
 
 
 def quiet_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def in_sandbox(page, tmp_path, monkeypatch, digits, slow):
     docs_commands.quiet_home(tmp_path, monkeypatch)
     for kind, text in blocks(page):
         if kind == "python" and not slow:
-            exec(compile(text, page, "exec"), {"__name__": "__main__"})
+            docs_commands.run_python(text, page, monkeypatch)
         for words in commands(text) if kind == "sh" else []:
             row = choose(words)
             if isinstance(row, Run) and row.slow == slow:
