@@ -246,6 +246,9 @@ def test_yaml_files_can_be_read():
     assert len(forms) == 2
     for file in (*forms, ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"):
         assert isinstance(yaml.safe_load(file.read_text()), dict), file
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][-1]["hooks"]
+    scripts = [hook["entry"].split()[1] for hook in hooks if hook["entry"].startswith("sh ")]
+    assert scripts and all((ROOT / script).is_file() for script in scripts)
     for file in forms:
         parts = yaml.safe_load(file.read_text())["body"]
         assert all({"type", "attributes"} <= set(part) for part in parts)
