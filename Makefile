@@ -25,13 +25,10 @@ test: ## run the tests, but for the slow ones and those that need a GPU
 	$(SET_UP) demo,test
 	$(PYTEST) -m "not slow and not gpu" $(ARGS)
 
-# The type checker cannot follow ddgan_fast.kernels into kernels/, so it sees the tree as installed.
 check: ## lint, check types, run all tests
 	$(SET_UP) demo,test,dev
 	$(VENV)/bin/python -m ruff check .
-	@rm -rf build/types && mkdir -p build/types/ddgan_fast
-	@for part in ddgan_fast/* kernels benchmarks; do ln -s "../../../$$part" build/types/ddgan_fast/; done
-	$(VENV)/bin/python -m mypy build/types/ddgan_fast
+	VENV='$(VENV)' sh tools/types.sh
 	$(PYTEST) $(ARGS)
 
 gpu: ## time and check everything on this machine's GPU; results in build/gpu

@@ -40,8 +40,8 @@ def test_help_does_not_wait_for_torch(words):
 def test_overview_names_every_command_and_no_other(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {name} " in out for name in COMMANDS)
-    assert not any(f"  {name} " in out for name in ("trilemma", "profile"))
+    listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    assert listed == list(COMMANDS)
     assert main([]) == 2
 
 
@@ -77,7 +77,7 @@ def test_presets_lists_all(capsys):
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("trian", "unknown command 'trian' (did you mean 'train'?): commands are train, sample"),
+        ("trein", "unknown command 'trein' (did you mean 'train'?): commands are train, sample"),
         ("train", "train what? Presets are"),
         ("train digitz", "unknown preset 'digitz' (did you mean 'digits' or "),
         ("train no.yaml", "there is no configuration file no.yaml"),
