@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": ("ddgan_fast.commands.sample", "draw images from a checkpoint, ours or published"),
     "evaluate": ("ddgan_fast.commands.evaluate", "FID, KID, precision, recall, ..., and speed"),
     "trilemma": ("ddgan_fast.commands.trilemma", "a DDGAN against DDPM and GAN in equal time"),
+    "classifier": ("ddgan_fast.commands.classifier", "train what tells modes of images apart"),
     "edit": ("ddgan_fast.commands.edit", "change images, fill them in, walk between samples"),
     "prepare": ("ddgan_fast.commands.prepare", "turn images of any kind into fast shards"),
     "convert": ("ddgan_fast.commands.convert", "published checkpoints to ours, and back"),

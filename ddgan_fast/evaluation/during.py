@@ -23,8 +23,8 @@ class Quality:
         run: the run whose generator is measured; its ``run.evaluate_*`` options say how.
 
     Raises:
-        ValueError: a metric that this model cannot have.
-        FileNotFoundError: no Inception weights.
+        ValueError: a metric that this model cannot have, or a classifier that does not fit it.
+        FileNotFoundError: no Inception weights, or no classifier.
         RuntimeError: a package is missing.
     """
 
@@ -49,6 +49,9 @@ class Quality:
             self._extractor = build_extractor(
                 cfg.run.evaluate_extractor,
                 weights=cfg.run.evaluate_inception,
+                classifier=cfg.run.evaluate_classifier,
+                size=cfg.model.image_size,
+                channels=cfg.model.num_channels,
                 device=run.ranks.device,
             )
 

@@ -104,10 +104,10 @@ def parse_metrics(text: str | None, kind: str, extractor: str) -> tuple[str, ...
             raise ValueError(
                 f"the metric {name} judges images, and this model draws points: use modes."
             )
-        if name == "modes" and not points and extractor != "digits":
+        if name == "modes" and not points and extractor not in ("digits", "idx"):
             raise ValueError(
-                "modes of images are counted among the ten digits only: choose --extractor digits, "
-                "or leave modes out."
+                "modes of images are counted by a classifier: choose --extractor digits or idx, or "
+                "leave modes out."
             )
     return names
 
@@ -359,16 +359,14 @@ def _add_paired(
 def _add_classes(
     result: Result, plan: Plan, extractor: Extractor, logits: torch.Tensor
 ) -> None:
+    modes = extractor.modes
     if "is" in plan.metrics:
-        score, spread = kid.inception_score(logits)
+        score, spread = kid.inception_score(modes.joint_logits(logits) if modes else logits)
         result.metrics |= {extractor.title("is"): score, extractor.title("is_std"): spread}
     if "modes" in plan.metrics:
-        from ddgan_fast.evaluation.digits import RECOGNISED_FROM
-
-        counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
+        assert modes is not None
+        counts = modes.counts(logits)
         result.counts = counts.tolist()
-        share = counts.double() / counts.sum()
-        drawn = share[share > 0]
-        result.metrics["modes"] = float((share >= RECOGNISED_FROM).sum())
-        result.metrics["kl"] = float((drawn * (drawn * len(share)).log()).sum())
-
+        result.metrics |= modes.scores(counts)
+        if note := modes.note(len(logits)):
+            result.warnings.append(note)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from ddgan_fast.evaluation import inception, lite
+from ddgan_fast.evaluation.class_modes import ClassModes
 from ddgan_fast.training.precision import Precision
 
-EXTRACTORS = ("inception", "lite0", "digits")
+EXTRACTORS = ("inception", "lite0", "digits", "idx")
 
 # What the metrics named after Inception are called on other features: Fréchet distance, kernel
 # distance, classifier score.
@@ -26,15 +28,18 @@ class Extractor:
 
     Args:
         name: one of ``EXTRACTORS``.
-        network: float32 [N, 3, H, W] in [0, 255] -> features [N, D] and logits [N, K].
+        network: float32 [N, C, H, W] in [0, 255] -> features [N, D] and logits [N, K].
         dim: D.
         sha256: of its weights.
         transform: what happens to an image on its way to the features, in words.
         at_once: images in a forward pass.
         device: where it computes.
+        channels: C; grey images are repeated in all of them.
+        modes: what its logits stand for, where modes can be counted by them.
+        facts: what else a record should say of it.
 
     Attributes:
-        name, dim, sha256, transform, at_once, device: as given.
+        name, dim, sha256, transform, at_once, device, channels, modes, facts: as given.
     """
 
     def __init__(
@@ -47,9 +52,13 @@ class Extractor:
         *,
         at_once: int,
         device: torch.device,
+        channels: int = 3,
+        modes: ClassModes | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.dim, self.sha256, self.transform = name, dim, sha256, transform
         self.at_once, self.device = at_once, device
+        self.channels, self.modes, self.facts = channels, modes, dict(facts or {})
         self._network = network
         self._precision = Precision("fp32", device.type)
 
@@ -57,14 +66,14 @@ class Extractor:
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features [N, D] and logits [N, K] of uint8 images [N, H, W, C].
 
-        Grey is repeated in all three channels, and the fourth channel, alpha, is dropped.
+        Grey is repeated in all channels, and the fourth channel, alpha, is dropped.
         """
         results = []
         with self._precision.settings():
             for part in images.split(self.at_once):
-                x = part.to(self.device)[..., :3].permute(0, 3, 1, 2).float()
+                x = part.to(self.device)[..., : self.channels].permute(0, 3, 1, 2).float()
                 if x.shape[1] == 1:
-                    x = x.expand(-1, 3, -1, -1)
+                    x = x.expand(-1, self.channels, -1, -1)
                 results.append(self._network(x))
         features, logits = zip(*results, strict=True)
         return torch.cat(features), torch.cat(logits)
@@ -89,30 +98,38 @@ def build_extractor(
     name: str,
     *,
     weights: str | os.PathLike[str] | None = None,
+    classifier: str | os.PathLike[str] | None = None,
+    size: int = 32,
+    channels: int = 3,
     device: torch.device | str = "cpu",
 ) -> Extractor:
     """The extractor of this name, from local files only.
 
     Args:
-        name: "inception" (FID's), "lite0" (EfficientNet-Lite0) or "digits" (a small classifier
-            trained now).
+        name: "inception" (FID's), "lite0" (EfficientNet-Lite0), "digits" (a small classifier
+            trained now) or "idx" (a classifier of ``ddgan-fast classifier``).
         weights: pytorch-fid's weight file, for "inception".
+        classifier: the classifier's file, for "idx".
+        size: side of the images, which a classifier must fit.
+        channels: of the images, likewise.
         device: where it computes.
 
     Raises:
-        ValueError: no such extractor, or a weight file that is missing, damaged or another.
-        FileNotFoundError: no such weight file.
+        ValueError: no such extractor, or a file that is missing, damaged, another or too many.
+        FileNotFoundError: no such file.
         RuntimeError: a package is missing.
     """
     if name not in EXTRACTORS:
         raise ValueError(f"the extractor is {name!r}: choose one of {', '.join(EXTRACTORS)}.")
     device = torch.device(device)
+    if classifier is not None and name != "idx":
+        raise ValueError(f"a classifier is named, but the extractor is {name}: leave one out.")
     if name == "inception":
         if weights is None:
             raise ValueError(
                 "the extractor inception needs its weights: name pytorch-fid's file pt_inception-"
                 f"2015-12-05-{inception.PUBLISHED_SHA256}.pth by --inception, or choose "
-                "--extractor lite0 or digits."
+                "--extractor lite0, digits or idx."
             )
         network, sha256 = inception.load_inception(weights)
         return _from_module(
@@ -130,7 +147,16 @@ def build_extractor(
         lite0, sha256 = lite.load_lite0()
         transform = "RGB, bilinear to 224 with antialiasing, (x - 127) / 128"
         return _from_module(name, lite0, lite.FEATURES, sha256, transform, device, 1.0)
-    return _digits()
+    if name == "digits":
+        return _digits()
+    if classifier is None:
+        raise ValueError(
+            "the extractor idx needs a classifier: train one by ddgan-fast classifier, and name "
+            "its file by --classifier (during training run.evaluate_classifier)."
+        )
+    from ddgan_fast.evaluation.idx_extractor import idx_extractor
+
+    return idx_extractor(classifier, size, channels, device)
 
 
 def _from_module(
@@ -156,7 +182,7 @@ def _from_module(
 
 
 def _digits() -> Extractor:
-    from ddgan_fast.evaluation.digits import digit_judge, to_judged_size
+    from ddgan_fast.evaluation.digits import CLASSES, RECOGNISED_FROM, digit_judge, to_judged_size
 
     classifier = digit_judge().classifier
     digest = hashlib.sha256()
@@ -175,4 +201,5 @@ def _digits() -> Extractor:
         "grey, mean over cells to 8x8, to [-1, 1]",
         at_once=1000,
         device=torch.device("cpu"),
+        modes=ClassModes(CLASSES, found_from=RECOGNISED_FROM),
     )

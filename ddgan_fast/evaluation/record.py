@@ -85,6 +85,7 @@ def facts(
             "name": extractor.name,
             "sha256": extractor.sha256,
             "transform": extractor.transform,
+            **extractor.facts,
         }
         found["reference"] = dict(reference)
     return found

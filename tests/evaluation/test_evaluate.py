@@ -210,7 +210,7 @@ def test_points_have_modes_only(tmp_path, capsys):
         ("", "the extractor inception needs its weights: name pytorch-fid's file"),
         ("--inception none.pth", "there is no Inception weight file none.pth"),
         ("--extractor vgg", "the extractor is 'vgg': choose one of inception, lite0, digits"),
-        ("--metrics modes", "modes of images are counted among the ten digits only"),
+        ("--metrics modes", "modes of images are counted by a classifier: choose --extractor"),
         ("--extractor digits --reference no.npz", "there is no statistics file no.npz"),
         ("-n 0", "--n is 0: it must be at least 1"),
         ("--batch 0", "--batch is 0"),

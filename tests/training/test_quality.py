@@ -4,12 +4,15 @@ import json
 
 import pytest
 import torch
+from idx_sets import write_set
 from tiny_runs import final_state, tensors_of, tiny
 
 pytest.importorskip("sklearn")
 
 from ddgan_fast.cli import main
 from ddgan_fast.config import load_config
+from ddgan_fast.evaluation.idx_classifier import save_classifier
+from ddgan_fast.evaluation.idx_training import train_classifier
 from ddgan_fast.training import trainer
 
 EVALUATED = {
@@ -41,6 +44,22 @@ def test_measured_every_so_often_and_nothing_else_changes(tmp_path, capsys):
     assert again["checkpoint"] == "ema-000000004.safetensors"
     assert again["metrics"] == pytest.approx(lines[1]["metrics"], rel=1e-5)
     assert again["reference"] == lines[1]["reference"]
+
+
+def test_modes_of_stacked_images(tmp_path):
+    folder = write_set(tmp_path / "set", 40, 20, classes=4, side=8)
+    path = tmp_path / "c.safetensors"
+    save_classifier(train_classifier(folder, epochs=1), path)
+    stacked = {"data__source": "stacked_mnist", "data__path": str(folder), "run__steps": 2}
+    modes = {"run__evaluate_metrics": "modes", "run__evaluate_extractor": "idx"}
+    cfg = tiny(tmp_path / "run", **{**EVALUATED, **stacked, **modes})
+    with pytest.raises(ValueError, match=r"needs a classifier.*run\.evaluate_classifier"):
+        trainer.train(cfg, device="cpu", quiet=True)
+    cfg.run.evaluate_classifier = str(path)
+    trainer.train(cfg, device="cpu", quiet=True)
+    (line,) = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert set(json.loads(line)["metrics"]) == {"modes", "kl"}
+    assert json.loads(line)["extractor"]["modes_in_all"] == 64
 
 
 def test_what_cannot_be_measured_is_said_before_training(tmp_path):
