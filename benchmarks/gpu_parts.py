@@ -269,6 +269,12 @@ def _band(child: Child) -> list[Unit]:
     return band.units(child)
 
 
+def _stacked(child: Child) -> list[Unit]:
+    from . import gpu_stacked
+
+    return gpu_stacked.units(child)
+
+
 _PARTS: dict[str, Callable[[Child], Any]] = {
     "env": _environment,
     "build": _build,
@@ -279,4 +285,5 @@ _PARTS: dict[str, Callable[[Child], Any]] = {
     **{part: _network_parts(part) for part in ("step", "compiled", "sample", "ablation", "train")},
     "loader": _loader,
     "band": _band,
+    "stacked": _stacked,
 }

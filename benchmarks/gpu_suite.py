@@ -41,6 +41,7 @@ LIMITS = {
     "train": 120,
     "loader": 90,
     "band": 420,
+    "stacked": 575,
 }
 """Parts, the most valuable first, and the seconds that each may take."""
 
@@ -91,7 +92,11 @@ class Suite:
         print(f"{len(self.results['rows'])} rows in {self.out / 'results.json'}.", flush=True)
         if failed:
             print(f"Not well: {', '.join(failed)}.", flush=True)
-        return int(bool(failed))
+        ran = {unit for e in self.results["parts"] for unit in e.get("units", {})}
+        unknown = [unit for unit in self.arguments.only if unit not in ran]
+        if unknown:
+            print(f"No unit {unknown[0]!r} was in these parts.", flush=True)
+        return int(bool(failed or unknown))
 
     def part(self, entry: dict[str, Any]) -> None:
         """One part, in as many processes as it takes."""
@@ -140,6 +145,8 @@ class Suite:
         command += ["--limit", f"{limit:.1f}", "--device", self.arguments.device]
         command += ["--tiny"] if self.arguments.tiny else []
         command += ["--images", self.arguments.images] if self.arguments.images else []
+        command += ["--idx", self.arguments.idx] if self.arguments.idx else []
+        command += [word for unit in self.arguments.only for word in ("--only", unit)]
         command += ["--break-unit", self.arguments.break_unit] if self.arguments.break_unit else []
         with (self.out / "log.txt").open("ab") as log:
             self.child = subprocess.Popen(
@@ -263,7 +270,7 @@ def _run_part(arguments: argparse.Namespace) -> int:
     child = Child(
         arguments.run_part, records, arguments.device, arguments.tiny,
         time.monotonic() + arguments.limit, records.parent, Path(arguments.out),
-        arguments.images, arguments.break_unit,
+        arguments.images, arguments.break_unit, arguments.idx, tuple(arguments.only),
     )
     from . import gpu_parts
 
@@ -282,6 +289,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     parser.add_argument("--images", metavar="FOLDER", help="images to train on for a while")
+    parser.add_argument("--idx", metavar="FOLDER", help="a set like MNIST, for the part stacked")
+    parser.add_argument(
+        "--only", metavar="UNIT", action="append", default=[],
+        help="run this unit of the parts, and others so named",
+    )
     parser.add_argument("--run-part", help=argparse.SUPPRESS)
     parser.add_argument("--records", help=argparse.SUPPRESS)
     parser.add_argument("--break-unit", help=argparse.SUPPRESS)

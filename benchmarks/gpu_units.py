@@ -38,6 +38,8 @@ class Child:
         out: folder of the results.
         images: folder of images to train on, or None.
         break_unit: name of a unit that fails on purpose, for tests.
+        idx: folder of IDX files to train on, or None.
+        only: names of the units to run; empty for all.
     """
 
     part: str
@@ -49,6 +51,8 @@ class Child:
     out: Path
     images: str | None = None
     break_unit: str | None = None
+    idx: str | None = None
+    only: tuple[str, ...] = ()
     _unit: str = ""
     _earlier: list[Record] = field(default_factory=list)
 
@@ -60,6 +64,10 @@ class Child:
     def row(self, **columns: Any) -> None:
         """A result."""
         self.write({"row": {"part": self.part, "unit": self._unit, **columns}})
+
+    def wants(self, unit: str) -> bool:
+        """Whether this unit is to be run."""
+        return not self.only or unit in self.only
 
     def seconds_left(self) -> float:
         """Until the part's limit."""
@@ -100,7 +108,7 @@ class Child:
                 self.write({"unit": name, "status": "crashed", "error": error})
                 self._say(f"left out from here on: {' '.join(what)}")
         for name, function in units:
-            if name in done:
+            if name in done or not self.wants(name):
                 continue
             if name in begun:
                 # What is known to have killed it is left out now, so it gets one more chance.

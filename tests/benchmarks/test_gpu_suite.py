@@ -98,7 +98,7 @@ def test_parts_import_nothing_that_gpu_machines_lack(tmp_path):
         "import sys\n"
         "for name in ('jsonargparse', 'lmdb', 'rich'): sys.modules[name] = None\n"
         "import ddgan_fast.training.trainer, benchmarks.gpu_networks, benchmarks.kernel_bench\n"
-        "import benchmarks.gpu_loader\n"
+        "import benchmarks.gpu_loader, benchmarks.gpu_stacked\n"
         "from benchmarks.gpu_suite import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
