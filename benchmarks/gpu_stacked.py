@@ -282,7 +282,7 @@ def _scores(judge: Judge, images: NDArray[np.uint8]) -> dict[str, Any]:
             assert fake.logits is not None
             assert fake.features is not None
             assert real.features is not None
-            found |= extractor.modes.scores(fake.logits)
+            found |= extractor.modes.scores(extractor.modes.counts(fake.logits))
             if note := extractor.modes.note(len(images)):
                 found["note"] = note
             reals, fakes = (
@@ -323,8 +323,9 @@ def _judge(child: Child) -> Judge:
         extractors.append(build_extractor("lite0", device=device))
     judge = Judge(extractors, [_collect(e, images) for e in extractors], path)
     assert judge.real[0].logits is not None
-    assert extractors[0].modes is not None
-    real = extractors[0].modes.scores(judge.real[0].logits)
+    modes = extractors[0].modes
+    assert modes is not None
+    real = modes.scores(modes.counts(judge.real[0].logits))
     child.row(case="stacked", provider="real images", n=len(images), classifier_s=round(seconds, 1),
               accuracy=classifier.about.accuracy, classifier_sha256=classifier.sha256, **real)
     _save_grid(child, images, "stacked-real")

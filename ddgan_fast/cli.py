@@ -90,7 +90,7 @@ def _overview() -> str:
         "",
         "Train denoising diffusion GANs and sample from them.",
         "",
-        *(f"  {name:<10}{what}" for name, (_, what) in COMMANDS.items()),
+        *(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()),
         "",
         "ddgan-fast COMMAND --help says more. ddgan-fast --version prints the version.",
     ]

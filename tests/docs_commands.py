@@ -70,7 +70,7 @@ TABLE: list[tuple[str, Run | Checked]] = [
     (r"ddgan-fast sample ", Run(((r"50000|10000", "8"), (r"cifar10", "tiny.yaml")))),
     (r"ddgan-fast edit ", Run()),
     (r"ddgan-fast convert ", Run(((r"cifar10", "tiny.yaml"),))),
-    (r"ddgan-fast evaluate .*(--inception|lite0)", DATA),
+    (r"ddgan-fast evaluate .*(--inception|lite0|idx)", DATA),
     (
         r"ddgan-fast evaluate runs/gaussians25 ",
         Run(((r"10000", "200"),), more=("--time-batches", "none")),
