@@ -95,10 +95,7 @@ class StackedRecords(Records):
     def __init__(self, digits: ArrayRecords) -> None:
         self.path = digits.path
         self._digits = digits
-        n = len(digits)
-        self.triples = np.stack(
-            [permutations(n, channel, np.arange(2)).reshape(-1) for channel in range(3)], axis=1
-        )
+        self.triples = stacked_triples(len(digits))
         if digits.labels is not None:
             self.labels = digits.labels[self.triples] @ np.array([100, 10, 1])
             self.class_names = tuple(f"{i:03}" for i in range(1000))
@@ -118,6 +115,13 @@ class StackedRecords(Records):
 
     def pixels(self) -> NDArray[np.uint8]:
         return np.stack([self._digits.pixels()[digits, ..., 0] for digits in self.triples.T], -1)
+
+
+def stacked_triples(n: int) -> NDArray[np.int64]:
+    """The numbers of the R, G and B digit of every image stacked from n digits, [2 n, 3]."""
+    return np.stack(
+        [permutations(n, channel, np.arange(2)).reshape(-1) for channel in range(3)], axis=1
+    )
 
 
 def open_idx(

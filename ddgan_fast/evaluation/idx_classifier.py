@@ -17,6 +17,8 @@ from ddgan_fast.files import atomic_open
 from ddgan_fast.training.archive import bytes_of, write_safetensors
 
 FEATURES = 128
+STACKED_CLASSES = 10
+"""At most, of a channel of stacked images, whose modes are 100 R + 10 G + B."""
 
 _FORMAT = "ddgan_fast idx classifier"
 _VERSION = "1"
@@ -64,6 +66,9 @@ class About:
         counts: images of each class in the training split.
         accuracy: share of the test images that it gets right.
         tested_on: which images these are, and how many.
+        stacked_modes: out of ``classes ** 3``, that it finds in the test images when these are
+            stacked, twice as many as there are.
+        stacked_kl: of their shares from even ones.
         data: folder or file of the set, by its name.
         data_digest: fingerprint of the images and labels that it was trained on.
         epochs: passes over them.
@@ -76,6 +81,8 @@ class About:
     counts: tuple[int, ...]
     accuracy: float
     tested_on: str
+    stacked_modes: int
+    stacked_kl: float
     data: str
     data_digest: str
     epochs: int

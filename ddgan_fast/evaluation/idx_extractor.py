@@ -9,11 +9,10 @@ import torch.nn.functional as F
 
 from ddgan_fast.evaluation.class_modes import ClassModes
 from ddgan_fast.evaluation.features import Extractor
-from ddgan_fast.evaluation.idx_classifier import FEATURES, load_classifier
+from ddgan_fast.evaluation.idx_classifier import FEATURES, STACKED_CLASSES, load_classifier
 
 _AT_ONCE = {"cuda": 4000, "cpu": 500}
 _BORDER = 2  # of black pixels, around images of 28x28 in networks for 32x32
-_STACKED_CLASSES = 10
 
 
 def idx_extractor(
@@ -46,10 +45,10 @@ def idx_extractor(
             f"the images have {channels} channels, and the extractor idx judges grey ones or three "
             "stacked ones: choose another extractor."
         )
-    if channels == 3 and about.classes > _STACKED_CLASSES:
+    if channels == 3 and about.classes > STACKED_CLASSES:
         raise ValueError(
             f"{path} has {about.classes} classes, and stacked images are of modes 100 R + 10 G + B "
-            f"with at most {_STACKED_CLASSES} in a channel: use a classifier of such a set."
+            f"with at most {STACKED_CLASSES} in a channel: use a classifier of such a set."
         )
 
     def look(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,6 +78,7 @@ def idx_extractor(
             "trained_on_digest": about.data_digest,
             "modes_in_all": modes.total,
             "found_from": "one sample",
+            "real_stacked": {"modes": about.stacked_modes, "kl": about.stacked_kl},
             "kl_from": "uniform modes" if shares is None else "the training split's classes",
         },
     )

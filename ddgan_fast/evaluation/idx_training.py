@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from ddgan_fast import __version__
-from ddgan_fast.data.records_idx import ArrayRecords, idx_folder, open_idx
+from ddgan_fast.data.records_idx import ArrayRecords, idx_folder, open_idx, stacked_triples
+from ddgan_fast.evaluation.class_modes import ClassModes
 from ddgan_fast.evaluation.idx_classifier import About, Classifier, Network, make_classifier
 from ddgan_fast.training.precision import Precision
 
@@ -80,12 +81,15 @@ def train_classifier(
         network = Network(size, len(counts)).to(device)
         _train(network, seen, epochs, lambda k: say(_told(k, epochs, network, test)))
         accuracy = _accuracy(network, test)
+        stacked = _stacked(_verdicts(network, test), len(counts))
     about = About(
         size,
         len(counts),
         counts,
         accuracy,
         f"{len(test.labels):,} images, {tested_on}",
+        int(stacked["modes"]),
+        stacked["kl"],
         path.resolve().name,
         records.fingerprint,
         epochs,
@@ -174,16 +178,22 @@ def _told(epoch: int, epochs: int, network: Network, test: _Part) -> str:
     return f"Epoch {epoch + 1} of {epochs}: {_accuracy(network, test):.2%} right."
 
 
-@torch.no_grad()
 def _accuracy(network: Network, part: _Part) -> float:
+    return float((_verdicts(network, part) == part.labels).float().mean())
+
+
+@torch.no_grad()
+def _verdicts(network: Network, part: _Part) -> torch.Tensor:
     network.eval()
-    right = sum(
-        int((network(_scaled(images)).argmax(1) == labels).sum())
-        for images, labels in zip(
-            part.images.split(_AT_ONCE), part.labels.split(_AT_ONCE), strict=True
-        )
-    )
-    return right / len(part.labels)
+    found = [network(_scaled(images)).argmax(1) for images in part.images.split(_AT_ONCE)]
+    return torch.cat(found)
+
+
+def _stacked(verdicts: torch.Tensor, classes: int) -> dict[str, float]:
+    """Modes and divergence of real images stacked: what perfect samples are judged to be."""
+    modes = ClassModes(classes, 3)
+    triples = verdicts.cpu()[torch.from_numpy(stacked_triples(len(verdicts)))]
+    return modes.scores(modes.counts(F.one_hot(triples, classes).flatten(1)))
 
 
 def _scaled(images: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from idx_sets import pictures, write_set, write_split
 
 from ddgan_fast.cli import main
-from ddgan_fast.data.records_idx import open_idx
+from ddgan_fast.data.records_idx import StackedRecords, open_idx
 from ddgan_fast.evaluation.features import build_extractor
 from ddgan_fast.evaluation.idx_classifier import load_classifier, save_classifier
 from ddgan_fast.evaluation.idx_training import train_classifier
@@ -41,6 +41,11 @@ def test_learns_and_says_how_well(idx_set, trained):
     assert (about.size, about.classes, about.counts) == (12, 10, (60,) * 10)
     assert about.tested_on == "100 images, its test split"
     assert about.data_digest == open_idx(idx_set, "train").fingerprint
+    test = open_idx(idx_set, "validation")
+    counts = np.bincount(StackedRecords(test).labels, minlength=1000)
+    share = counts[counts > 0] / 200
+    assert about.stacked_modes == (counts > 0).sum()
+    assert about.stacked_kl == pytest.approx((share * np.log(1000 * share)).sum())
 
 
 def test_accuracy_is_that_of_the_test_split(tmp_path):
@@ -59,6 +64,14 @@ def test_the_same_seed_gives_the_same_file(idx_set, trained, tmp_path):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (tmp_path / "again.safetensors").read_bytes() == trained[1].read_bytes()
     assert train_classifier(idx_set, epochs=8, seed=1).sha256 != trained[0].sha256
+
+
+@pytest.mark.gpu
+def test_repeats_itself_on_a_gpu(idx_set):
+    one, two = (train_classifier(idx_set, epochs=8, device="cuda") for _ in range(2))
+    assert one.sha256 == two.sha256
+    assert one.about.accuracy == 1.0
+    assert {p.device.type for p in one.network.parameters()} == {"cpu"}
 
 
 def test_a_tenth_is_held_out_without_a_test_split(tmp_path):
@@ -93,6 +106,7 @@ def test_the_command_writes_it(idx_set, tmp_path, capsys):
     assert "Epoch 8 of 8: 100.00% right." in out
     assert f"{path}: 10 classes of 12x12 images, 100.00% of 100 images, its test split" in out
     assert load_classifier(path).sha256[:8] in out
+    assert "of 1,000 modes, and a KL from even ones of 1." in out
     assert [place.name for place in path.parent.iterdir()] == [path.name]
 
 
