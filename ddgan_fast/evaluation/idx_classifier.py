@@ -167,15 +167,13 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
         )
     if _digest(tensors, metadata.get("about", "")) != metadata.get("sha256"):
         raise ValueError(f"{path} is damaged: its bytes changed after it was written; {_AGAIN}.")
-    about = _from_json(metadata["about"])
-    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn in vain
-        network = Network(about.size, about.classes)
     try:
+        about = _from_json(metadata["about"])
+        with torch.random.fork_rng(devices=[]):  # the initial weights are drawn in vain
+            network = Network(about.size, about.classes)
         network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} holds the weights of another network than this version's: {_AGAIN}."
-        ) from error
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds another network than this version's: {_AGAIN}.") from error
     return Classifier(network.requires_grad_(False).eval(), about, metadata["sha256"])
 
 
