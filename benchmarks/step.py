@@ -123,7 +123,8 @@ class Stepper:
         indices, flip = self.run.plan.batch(0)
         images = torch.from_numpy(self.run.dataset.fetch(indices)).to(device)
         mirror = torch.from_numpy(flip).to(device) if images.dtype == torch.uint8 else None
-        self.batch = Batch(images, mirror, 0)
+        labels = self.run.labels
+        self.batch = Batch(images, mirror, 0, None if labels is None else labels.at(0))
 
     def step(self, penalize: bool) -> None:
         """One training step, with R1 or without."""

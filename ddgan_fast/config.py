@@ -101,6 +101,10 @@ class ModelConfig:
     """Number of hidden layers (kind "mlp")."""
     point_features: int = 0
     """Random Fourier frequencies of the input points (kind "mlp"); 0 = none."""
+    num_classes: int = 0
+    """Classes that the networks are told; 0 = none."""
+    label_dropout: float = 0.1
+    """Share of the training samples whose class is hidden, for classifier-free guidance."""
 
 
 @dataclass

@@ -86,7 +86,7 @@ def validate_model(model: ModelConfig) -> None:
     one_of("model.kind", model.kind, ("ncsnpp", "mlp"))
     for name in ("image_size", "num_timesteps", "z_emb_dim", "hidden", "hidden_layers"):
         at_least(f"model.{name}", getattr(model, name), 1)
-    for name in ("nz", "n_mlp", "point_features"):
+    for name in ("nz", "n_mlp", "point_features", "num_classes"):
         at_least(f"model.{name}", getattr(model, name), 0)
     require(
         model.embedding_type != "fourier",
@@ -96,6 +96,14 @@ def validate_model(model: ModelConfig) -> None:
         "num_timesteps - 1 (log 0 is minus infinity)",
     )
     one_of("model.embedding_type", model.embedding_type, ("positional",))
+    fraction("model.label_dropout", model.label_dropout)
+    require(
+        model.conditional or not model.num_classes,
+        "model.conditional",
+        model.conditional,
+        f"it must be true with model.num_classes {model.num_classes}, because the class joins the "
+        "timestep's embedding",
+    )
     _schedule(model)
     if model.kind == "mlp":
         one_of("model.num_channels", model.num_channels, (2,), "a point has two coordinates")

@@ -36,6 +36,8 @@ class Batch:
     """bool [B], true where the image is to be mirrored; None where nothing is mirrored."""
     step: int
     """The step this batch belongs to."""
+    label: Tensor | None = None
+    """int64 [B], classes, where somebody has asked ``labels.Labels`` for them."""
 
 
 class Loader:

@@ -37,10 +37,10 @@ def build_generator(cfg: Config | ModelConfig) -> nn.Module:
 
 def build_discriminator(cfg: Config) -> nn.Module:
     """The discriminator D(x_t [N, C, H, W], t [N], x_{t+1}) -> logits [N, 1]."""
-    d = cfg.discriminator
+    d, channels, classes = cfg.discriminator, cfg.model.num_channels, cfg.model.num_classes
     if d.kind == "mlp":
-        return PointDiscriminator(d, cfg.model.num_channels)
+        return PointDiscriminator(d, channels, classes)
     if d.kind == "dense":
-        return DenseDiscriminator(d, cfg.model.num_channels, cfg.model.image_size)
+        return DenseDiscriminator(d, channels, cfg.model.image_size, classes)
     rewrites = Rewrites.parse(cfg.run.rewrites)
-    return Discriminator(d, cfg.model.num_channels, rewrites, cfg.run.recompute)
+    return Discriminator(d, channels, rewrites, cfg.run.recompute, classes)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..config import DiscriminatorConfig
 from .discriminator import group_deviation
+from .labels import label_embedding, with_label
 from .layers import final_logits, timestep_embedding
 
 
@@ -21,9 +22,16 @@ class DenseDiscriminator(nn.Module):
         cfg: the discriminator's configuration, validated.
         num_channels: channels of one image.
         image_size: height and width of an image in pixels.
+        num_classes: classes that it is told; 0 = none.
     """
 
-    def __init__(self, cfg: DiscriminatorConfig, num_channels: int, image_size: int) -> None:
+    def __init__(
+        self,
+        cfg: DiscriminatorConfig,
+        num_channels: int,
+        image_size: int,
+        num_classes: int = 0,
+    ) -> None:
         super().__init__()
         self.time_width = cfg.t_emb_dim
         pixels = num_channels * image_size**2
@@ -32,12 +40,19 @@ class DenseDiscriminator(nn.Module):
             nn.Linear(cfg.hidden, cfg.hidden) for _ in range(cfg.hidden_layers - 1)
         )
         self.out = nn.Linear(cfg.hidden, 1)
+        self.label_embed = label_embedding(num_classes, cfg.t_emb_dim)
 
     def forward(
-        self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor, chunks: int = 1
+        self,
+        x_t: torch.Tensor,
+        t: torch.Tensor,
+        x_next: torch.Tensor,
+        chunks: int = 1,
+        label: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits [N, 1]: large where the pair looks real; ``chunks`` as in ``Discriminator``."""
+        """Logits [N, 1]: large where the pair looks real; arguments as of ``Discriminator``."""
         time = timestep_embedding(t, self.time_width).to(x_t.dtype)
+        time = with_label(self.label_embed, time, label, t)
         deviation = group_deviation(x_t, chunks=chunks)[:, None]
         h = torch.cat([x_t.flatten(1), x_next.flatten(1), time, deviation], 1)
         h = F.leaky_relu(self.first(h), 0.2)

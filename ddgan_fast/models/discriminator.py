@@ -11,6 +11,7 @@ from torch import nn
 
 from ..config import DiscriminatorConfig
 from ..kernels import bias_leaky_relu, bias_leaky_relu_down
+from .labels import label_embedding, with_label
 from .layers import (
     Resampler,
     dense_fan_out,
@@ -146,6 +147,7 @@ class Discriminator(nn.Module):
         num_channels: channels of one image.
         rewrites: the orders in which it computes; default those of "auto".
         recompute: resolutions (pixels) whose blocks run again in the backward pass.
+        num_classes: classes that it is told; 0 = none.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class Discriminator(nn.Module):
         num_channels: int,
         rewrites: Rewrites | None = None,
         recompute: Collection[int] = (),
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.rewrites = rewrites or Rewrites()
@@ -168,9 +171,15 @@ class Discriminator(nn.Module):
             self.blocks.append(DiscriminatorBlock(n_in, width, cfg.t_emb_dim, down, recompute))
         self.conv_out = _conv(width + 1, width, 3, scale=1.0 if cfg.kind == "large" else 0.0)
         self.linear_out = dense_fan_out(width, 1)
+        self.label_embed = label_embedding(num_classes, cfg.t_emb_dim)
 
     def forward(
-        self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor, chunks: int = 1
+        self,
+        x_t: torch.Tensor,
+        t: torch.Tensor,
+        x_next: torch.Tensor,
+        chunks: int = 1,
+        label: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits [N, 1]: large where the pair looks real.
 
@@ -179,8 +188,12 @@ class Discriminator(nn.Module):
             t: int64 [N].
             x_next: x_{t+1} [N, C, H, W].
             chunks: equal parts of the batch, each of which gets the logits that it would alone.
+            label: classes int64 [N]; default the null class, model.num_classes.
+
+        Raises:
+            ValueError: a label where model.num_classes is 0.
         """
-        time = self.time_embed(t)
+        time = with_label(self.label_embed, self.time_embed(t), label, t)
         biases: Sequence[torch.Tensor | None] = [None] * len(self.blocks)
         if self.rewrites.joint_styles:
             biases = joined(time, [block.time_proj for block in self.blocks])

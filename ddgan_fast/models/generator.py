@@ -10,6 +10,7 @@ from torch import nn
 
 from ..config import ModelConfig
 from .blocks import ResidualBlock, joint_modulations
+from .labels import label_embedding, with_label
 from .layers import (
     SQRT_HALF,
     AffineGroupNorm,
@@ -105,6 +106,8 @@ class Generator(nn.Module):
             # They exist for the sake of the published format, but nothing flows through them.
             for block in blocks:
                 block.time_proj.requires_grad_(False)
+        # Last, so that all other initial weights are those of a network without classes.
+        self.label_embed = label_embedding(cfg.num_classes, 4 * nf)
 
     def _block(
         self, n_in: int, n_out: int | None = None, resample: str | None = None
@@ -210,6 +213,7 @@ class Generator(nn.Module):
         t: torch.Tensor,
         z: torch.Tensor,
         drop: DropoutDraws | None = None,
+        label: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict x_0.
 
@@ -218,11 +222,15 @@ class Generator(nn.Module):
             t: int64 [N], the target step.
             z: latent [N, nz]; not looked at where nz is 0.
             drop: source of dropout masks; default torch's generator.
+            label: classes int64 [N]; default the null class, model.num_classes.
 
         Returns:
             [N, C, H, W].
+
+        Raises:
+            ValueError: a label where model.num_classes is 0.
         """
-        run = self._block_runner(t, z, x.dtype, drop)
+        run = self._block_runner(t, z, x.dtype, drop, label)
         if not self.cfg.centered:
             x = 2.0 * x - 1.0
         pyramid = x
@@ -246,11 +254,18 @@ class Generator(nn.Module):
         return self._decode(h, skips, run)
 
     def _block_runner(
-        self, t: torch.Tensor, z: torch.Tensor, dtype: torch.dtype, drop: DropoutDraws | None
+        self,
+        t: torch.Tensor,
+        z: torch.Tensor,
+        dtype: torch.dtype,
+        drop: DropoutDraws | None,
+        label: torch.Tensor | None,
     ) -> BlockRunner:
-        """A function that runs a block on a tensor, at this time and latent."""
+        """A function that runs a block on a tensor, at this time, latent and class."""
         latent = self.mapping(z) if self.cfg.nz else None
         time = self._embed_time(t, dtype)
+        if time is not None:
+            time = with_label(self.label_embed, time, label, t)
         if not self.rewrites.joint_styles:
             return lambda block, h: block(h, time, latent, drop)
         known = joint_modulations(self.numbered, time, latent)

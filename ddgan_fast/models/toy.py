@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import DiscriminatorConfig, ModelConfig
+from .labels import label_embedding, with_label
 from .layers import timestep_embedding
 
 TIME_WIDTH = 32
@@ -53,12 +54,19 @@ class PointGenerator(nn.Module):
         self.features = PointFeatures(cfg.num_channels, cfg.point_features)
         width = self.features.width + TIME_WIDTH + cfg.nz
         self.layers = _mlp([width, *[cfg.hidden] * cfg.hidden_layers, cfg.num_channels])
+        self.label_embed = label_embedding(cfg.num_classes, TIME_WIDTH)
 
     def forward(
-        self, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor, drop: object = None
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        z: torch.Tensor,
+        drop: object = None,
+        label: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict x_0; ``drop`` is accepted for the sake of one calling convention."""
         time = timestep_embedding(t, TIME_WIDTH).to(x.dtype)
+        time = with_label(self.label_embed, time, label, t)
         out = _run(self.layers, torch.cat([self.features(x), time, z], 1))
         return torch.tanh(out) if self.cfg.tanh else out
 
@@ -66,16 +74,23 @@ class PointGenerator(nn.Module):
 class PointDiscriminator(nn.Module):
     """D(x_t [N, D], t [N], x_{t+1} [N, D]) -> logits [N, 1]."""
 
-    def __init__(self, cfg: DiscriminatorConfig, dim: int) -> None:
+    def __init__(self, cfg: DiscriminatorConfig, dim: int, num_classes: int = 0) -> None:
         super().__init__()
         self.features = PointFeatures(dim, cfg.point_features)
         self.time_width = cfg.t_emb_dim
         width = self.features.width + dim + cfg.t_emb_dim
         self.layers = _mlp([width, *[cfg.hidden] * cfg.hidden_layers, 1])
+        self.label_embed = label_embedding(num_classes, cfg.t_emb_dim)
 
     def forward(
-        self, x_t: torch.Tensor, t: torch.Tensor, x_next: torch.Tensor, chunks: int = 1
+        self,
+        x_t: torch.Tensor,
+        t: torch.Tensor,
+        x_next: torch.Tensor,
+        chunks: int = 1,
+        label: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits [N, 1]; no sample knows of another, so ``chunks`` changes nothing."""
         time = timestep_embedding(t, self.time_width).to(x_t.dtype)
+        time = with_label(self.label_embed, time, label, t)
         return _run(self.layers, torch.cat([self.features(x_t), x_next, time], 1))

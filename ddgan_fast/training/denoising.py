@@ -11,7 +11,7 @@ from torch import nn
 from ..diffusion import Diffusion
 from ..kernels import q_sample_pair
 from .compiling import Compilable
-from .steps import Draws, MicroBatch, reduce_only, scaled, shares, together
+from .steps import Draws, MicroBatch, reduce_only, scaled, shares, together, told
 
 
 class NoiseLoss(nn.Module):
@@ -25,7 +25,9 @@ class NoiseLoss(nn.Module):
         self, x_next: torch.Tensor, noise: torch.Tensor, draws: Draws
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss and detached statistics."""
-        predicted = self.generator(x_next, draws.t, draws.z, draws.drop)
+        predicted = self.generator(
+            x_next, draws.t, draws.z, draws.drop, **told(draws.label)
+        )
         wide = torch.promote_types(predicted.dtype, torch.float32)
         errors = (predicted.to(wide) - noise.to(wide)).square().flatten(1).mean(1)
         return errors.mean(), {"G/loss": errors.detach()}

@@ -30,6 +30,7 @@ from .graphs import (
     on_capture_stream,
 )
 from .guard import FiniteGuard, step_unless
+from .labels import StepLabels
 from .monitor import DeviceStats
 from .optim import adam_tensors, cosine_rate, make_adam, set_rate
 from .parallel import Ranks
@@ -64,6 +65,7 @@ class Engine:
         self.micros = micro_count(len(index), cfg.run.micro_batch)
         self.precision = Precision.choose(cfg.run.precision, ranks.device.type)
         self.dtype = self.precision.dtype
+        self.labels = StepLabels.of(cfg, index)
         self._build_networks()
         self.step = 0
         self.step_on_device = torch.tensor([0], device=ranks.device)
@@ -182,6 +184,8 @@ class Engine:
 
     def network_input(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A batch as the step takes it: bytes with flips, or finished images without."""
+        if self.labels is not None:
+            self.labels.take(batch)
         images, flip = batch.images, batch.flip
         channels_last = self.cfg.run.channels_last
         if images.dtype == torch.uint8 and self.dtype != torch.float64 and channels_last:
@@ -189,10 +193,14 @@ class Engine:
             return images, flip
         return to_model_input(images, flip, self.dtype, channels_last), None
 
+    @property
+    def position(self) -> torch.Tensor:
+        """int64[1]: the step whose data and draws the current step takes."""
+        return self.step_on_device + self._ahead
+
     def seeds(self) -> dict[str, torch.Tensor]:
         """Seeds of the current step's draws, by network."""
-        position = self.step_on_device + self._ahead
-        seeds = philox.step_seeds(self.cfg.run.seed, position, DRAWS_PER_STEP)
+        seeds = philox.step_seeds(self.cfg.run.seed, self.position, DRAWS_PER_STEP)
         return dict(zip(NETWORKS, seeds.chunk(2), strict=True))
 
     def micro_batches(
@@ -200,12 +208,18 @@ class Engine:
     ) -> list[MicroBatch]:
         """Deal the local batch to micro-batches, interleaved like the global one to ranks."""
         model, m = self.cfg.model, self.micros
+        label = None if self.labels is None else self.labels.drawn(self.position)
         return [
             MicroBatch(
                 images[k::m],
                 None if flip is None else flip[k::m],
                 counter_draws(
-                    seeds, self.index[k::m], model.num_timesteps, model.nz, self.dtype
+                    seeds,
+                    self.index[k::m],
+                    model.num_timesteps,
+                    model.nz,
+                    self.dtype,
+                    None if label is None else label[k::m],
                 ),
             )
             for k in range(m)

@@ -144,6 +144,7 @@ def _trial(engine: Engine) -> Callable[[int], None]:
         shape = (local, cfg.model.image_size, cfg.model.image_size, cfg.model.num_channels)
         flip = torch.zeros(local, dtype=torch.bool, device=device)
         batch = Batch(torch.zeros(shape, dtype=torch.uint8, device=device), flip, 0)
+    batch.label = torch.zeros_like(engine.index)
 
     def attempt(size: int) -> None:
         engine.micros = local // size

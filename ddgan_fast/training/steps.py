@@ -31,6 +31,7 @@ class Draws:
         pair_seed, posterior_seed: int64[1] each, or
         pair_noise, posterior_noise: the noise itself ((for x_{t+1}, for x_t), and for x_t').
         drop: dropout masks; None means torch's generator.
+        label: int64 [N], classes that the networks are told; None where they know none.
     """
 
     t: torch.Tensor
@@ -41,6 +42,7 @@ class Draws:
     pair_noise: tuple[torch.Tensor, torch.Tensor] | None = None
     posterior_noise: torch.Tensor | None = None
     drop: DropoutDraws | None = None
+    label: torch.Tensor | None = None
 
 
 # Draws of one network's update, in this order; the discriminator's come first.
@@ -52,7 +54,12 @@ LOSSES = ("D/real", "D/fake", "G/loss")
 
 
 def counter_draws(
-    seeds: torch.Tensor, index: torch.Tensor, num_timesteps: int, nz: int, dtype: torch.dtype
+    seeds: torch.Tensor,
+    index: torch.Tensor,
+    num_timesteps: int,
+    nz: int,
+    dtype: torch.dtype,
+    label: torch.Tensor | None = None,
 ) -> Draws:
     """Draws of one update as a function of its seeds and the samples' global positions.
 
@@ -62,6 +69,7 @@ def counter_draws(
         num_timesteps: T.
         nz: length of the latent.
         dtype: of the latent.
+        label: int64 [N], the samples' classes, where there are any.
     """
 
     def seed(i: int) -> torch.Tensor:
@@ -74,6 +82,7 @@ def counter_draws(
         pair_seed=seed(_PAIR),
         posterior_seed=seed(_POSTERIOR),
         drop=DropoutDraws(seed(_DROP), index),
+        label=label,
     )
 
 
@@ -109,18 +118,20 @@ class DiscriminatorLoss(nn.Module):
         fake_x_t: torch.Tensor,
         penalize: bool,
         scale: torch.Tensor | None = None,
+        label: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss and detached statistics.
 
         With ``penalize``, x_t must be a leaf requiring grad. ``scale`` [] lifts R1's inner gradient
-        into float16's range; it is divided out before squaring.
+        into float16's range; it is divided out before squaring. ``label`` is as in ``Draws``.
         """
         if self.joint and not penalize:
             pairs = (torch.cat(two) for two in ((x_t, fake_x_t), (t, t), (x_next, x_next)))
-            real, fake = self.discriminator(*pairs, chunks=2).chunk(2)
+            twice = told(None if label is None else torch.cat((label, label)))
+            real, fake = self.discriminator(*pairs, chunks=2, **twice).chunk(2)
         else:
-            real = self.discriminator(x_t, t, x_next)
-            fake = self.discriminator(fake_x_t, t, x_next)
+            real = self.discriminator(x_t, t, x_next, **told(label))
+            fake = self.discriminator(fake_x_t, t, x_next, **told(label))
         loss_real, loss_fake = _softplus(-real), _softplus(fake)
         stats = {
             "D/real": loss_real.detach(),
@@ -163,7 +174,7 @@ class GeneratorLoss(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss and detached statistics."""
         fake_x_t = denoise(self.generator, self.diffusion, x_next, draws)
-        logits = self._discriminator[0](fake_x_t, draws.t, x_next)
+        logits = self._discriminator[0](fake_x_t, draws.t, x_next, **told(draws.label))
         losses = _softplus(-logits)
         return losses.mean(), {"G/loss": losses.detach()}
 
@@ -184,7 +195,7 @@ def denoise(
     generator: nn.Module, diffusion: Diffusion, x_next: torch.Tensor, draws: Draws
 ) -> torch.Tensor:
     """x_t' ~ q(x_t | x_0' = G(x_{t+1}, t, z), x_{t+1})."""
-    x0 = generator(x_next, draws.t, draws.z, draws.drop)
+    x0 = generator(x_next, draws.t, draws.z, draws.drop, **told(draws.label))
     return diffusion.sample_posterior(
         x0,
         x_next,
@@ -193,6 +204,11 @@ def denoise(
         seed=draws.posterior_seed,
         index=draws.index,
     )
+
+
+def told(label: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """What a network is called with so that it knows the classes."""
+    return {} if label is None else {"label": label}
 
 
 def _softplus(logits: torch.Tensor) -> torch.Tensor:
@@ -265,7 +281,7 @@ class TrainStep:
             inputs = x_t.requires_grad_(penalize), x_next, micro.draws.t, fake_x_t, penalize
             with reduce_only(self.d_loss, last):
                 with self.autocast():
-                    loss, stats = self.d_loss(*inputs, *([] if scale is None else [scale]))
+                    loss, stats = self.d_loss(*inputs, scale, micro.draws.label)
                 scaled(loss * share, scale).backward()
             collected.append(stats)
         return together(collected)

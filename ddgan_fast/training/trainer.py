@@ -14,6 +14,7 @@ import torch
 from .. import __version__
 from ..config import Config, save_yaml, to_dict, validate
 from ..data import Dataset, build_dataset
+from ..data.labels import Labels, check_labels
 from ..data.loading import make_loader
 from ..data.plan import Plan
 from ..data.torch_loader import Batch, Loader
@@ -63,6 +64,7 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
     began = time.perf_counter()
     run_dir = Path(cfg.run.dir or f"runs/{cfg.preset}")
     dataset = build_dataset(cfg)  # before anything is written
+    check_labels(dataset, cfg.model.num_classes)
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(start(device, cfg.run.timeout_s, cfg.run.reduction))
         choosing.refuse(cfg, ranks.device)
@@ -100,6 +102,11 @@ class Run:
         self.plan = Plan(
             len(self.dataset), cfg.run.seed, cfg.run.batch_size, cfg.data.mode, flip
         )
+        self.labels: Labels | None = None
+        if cfg.model.num_classes:
+            assert dataset.labels is not None
+            here = (ranks.device, ranks.rank, ranks.world)
+            self.labels = Labels(dataset.labels, self.plan, *here)
         index = torch.from_numpy(self.plan.positions(0, ranks.rank, ranks.world))
         self.engine = Engine(cfg, ranks, index.to(ranks.device))
         stack.callback(self.engine.drop_graphs)
@@ -153,6 +160,13 @@ class Run:
                 dali_device=data.dali_device,
             )
         )
+
+    def next_batch(self) -> Batch:
+        """The loader's next batch, with its classes where the networks know any."""
+        batch = next(self.loader)
+        if self.labels is not None:
+            batch.label = self.labels.at(batch.step)
+        return batch
 
     def go_back(self, saved: dict[str, Any], returns: Returns) -> None:
         """Go on from an earlier state, with data and draws from where ``returns`` says."""
@@ -234,7 +248,7 @@ class Run:
         clock = TickClock(self.loader)
         vote, watchdog = Vote(self.ranks), self.ranks.watchdog
         watchdog.enter("data wait", self.step)
-        first = next(self.loader)
+        first = self.next_batch()
         watchdog.enter("compiling", self.step)
         began = time.perf_counter()
         choosing.settle(self.engine, first, run.steps - self.step, self.say)
@@ -242,7 +256,7 @@ class Run:
         batch: Batch | None = first
         while self.step < run.steps:
             watchdog.enter("data wait", self.step)
-            self.engine.take_step(batch or next(self.loader))
+            self.engine.take_step(batch or self.next_batch())
             batch = None
             if self.writer is not None and not self.writer.reserved:
                 # Now, with the first step's moments there, and not in the middle of the run.
