@@ -134,7 +134,7 @@ class LossConfig:
     """The objective."""
 
     kind: str = "gan"
-    """"gan" (denoising diffusion GAN) or "ddpm" (mean squared error of the noise, no D)."""
+    """"gan" (denoising diffusion GAN), "ddpm" (error of the noise, no D) or "classifier"."""
     r1_gamma: float = 0.05
     """Weight gamma of the R1 penalty gamma/2 * E |grad D|^2."""
     lazy_reg: int = 1

@@ -44,6 +44,11 @@ def generator_names(cfg: Config | ModelConfig) -> dict[str, str]:
         raise ValueError('only kind "ncsnpp" has a published format; this model is "mlp".')
     if not generator.cfg.nz:
         raise ValueError("model.nz is 0: every generator in the published format has a latent.")
+    if generator.cfg.num_classes:
+        raise ValueError(
+            f"model.num_classes is {generator.cfg.num_classes}: the published format has no place "
+            "for classes; ours keeps them (ema-*.safetensors)."
+        )
     names = {}
     for i, (ours, module) in enumerate(generator.construction_order()):
         for suffix, theirs in _inside(module, ours):

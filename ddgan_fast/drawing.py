@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .guidance import Condition
+from .models.labels import told
 from .samplers import Sampler, choose, draw
 from .training.graphs import CudaRecorder, Recorder
 
@@ -33,6 +35,7 @@ class Drawer:
         graphs: record a graph for every batch size that comes; else run operator by operator.
         precision: "fp32", "tf32", "bf16" or "fp16" (autocast of the generator).
         sampler: of a model that predicts noise; default its ancestral one.
+        condition: classes of the samples, from ``guidance.bind``; default the null class.
         recorder: what records; default CUDA's.
     """
 
@@ -44,12 +47,14 @@ class Drawer:
         graphs: bool = False,
         precision: str = "fp32",
         sampler: Sampler | None = None,
+        condition: Condition | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         from .training.precision import Precision
 
         self._model, self._key = model, key
         self._sampler = sampler or choose(model.cfg)
+        self._condition = condition
         self._precision = Precision(precision, model.device.type)
         self._recorder = recorder or (CudaRecorder(model.device) if graphs else None)
         self._recorded: dict[int, tuple[torch.Tensor, Drawn, Callable[[], None]]] = {}
@@ -93,13 +98,21 @@ class Drawer:
     def _samples(self, index: torch.Tensor) -> Drawn:
         model = self._model
 
-        def generator(x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        def generator(
+            x: torch.Tensor, t: torch.Tensor, z: torch.Tensor, label: torch.Tensor | None = None
+        ) -> torch.Tensor:
             # Weights are cast anew at every call: autocast's cache does not belong into a graph.
             with self._precision.autocast(cache=False):
-                return model(x, t, z)
+                return model(x, t, z, **told(label))
 
         drawn = draw(
-            generator, model.diffusion, self._sampler, model.cfg.model, self._key, index
+            generator,
+            model.diffusion,
+            self._sampler,
+            model.cfg.model,
+            self._key,
+            index,
+            condition=self._condition,
         )
         return (drawn, None) if drawn.ndim == 2 else to_bytes(drawn)
 

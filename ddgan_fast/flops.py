@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from .config import Config
 from .diffusion import Diffusion
 from .models import build_discriminator, build_generator
-from .training.denoising import DenoisingStep
+from .training.classifying import STEPS
 from .training.steps import Draws, MicroBatch, TrainStep
 
 _aten = torch.ops.aten
@@ -91,7 +91,7 @@ def training_flops(cfg: Config) -> dict[str, float]:
     with torch.no_grad():
         forward = count(lambda: generator(x, t, z))
     if discriminator is None:
-        denoising = DenoisingStep(generator, diffusion)
+        denoising = STEPS[cfg.loss.kind](generator, diffusion)
         update = count(lambda: denoising.generator_gradients([micro]))
         return {"generator_forward": forward, "training_image": update}
     step = TrainStep(generator, discriminator, diffusion, cfg.loss.r1_gamma)
@@ -114,4 +114,5 @@ def _image(cfg: Config) -> MicroBatch:
     x = torch.empty(1, model.num_channels, *size)
     t = torch.zeros(1, dtype=torch.int64)
     draws = Draws(t=t, z=torch.empty(1, model.nz), pair_noise=(x, x), posterior_noise=x)
+    draws.label = t if model.num_classes else None
     return MicroBatch(x, None, draws)

@@ -18,6 +18,7 @@ import torch
 
 from .config import Config, ModelConfig
 from .diffusion import Diffusion, Generator
+from .guidance import Condition, Conditional
 from .kernels import philox
 
 NAMES = ("ancestral", "ddim", "dpmpp", "heun")
@@ -233,32 +234,38 @@ def choose(
 
 
 def draw(
-    generator: Generator,
+    generator: Conditional,
     diffusion: Diffusion,
     sampler: Sampler | None,
     model: ModelConfig,
     seed: torch.Tensor,
     index: torch.Tensor,
     dtype: torch.dtype = torch.float32,
+    condition: Condition | None = None,
 ) -> torch.Tensor:
     """New samples [N, ...] of either kind of model, for the positions of ``index``.
 
     Args:
-        generator: (x_{t+1}, t, z [N, nz]) -> x_0, or the noise where there is a sampler.
+        generator: (x_{t+1}, t, z [N, nz]) -> x_0, or the noise where there is a sampler; takes the
+            keyword ``label`` where there is a condition.
         diffusion: what it inverts.
         sampler: from ``choose``.
         model: its configuration.
         seed: int64[1].
         index: int64 [N] global sample positions.
         dtype: of the samples.
+        condition: their classes, from ``guidance.bind``.
     """
     shape = sample_shape(model)
+    predict: Generator = generator
+    if condition is not None:
+        predict = condition.guided(generator, condition.labels(seed, index))
     if sampler is None:
-        return diffusion.draw(generator, shape, model.nz, seed, index, dtype)
+        return diffusion.draw(predict, shape, model.nz, seed, index, dtype)
     no_latent = torch.empty(len(index), 0, dtype=dtype, device=index.device)
 
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return generator(x, t, no_latent)
+        return predict(x, t, no_latent)
 
     return sampler.draw(network, diffusion, shape, seed, index, dtype)
 

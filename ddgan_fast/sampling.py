@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,22 @@ import torch
 from torch import nn
 
 from . import convert
-from .config import Config, ModelConfig, from_dict, list_presets, load_config
+from .config import Config, from_dict, load_config
 from .diffusion import Diffusion
 from .drawing import PRECISIONS, Drawer, use_graphs
+from .fitting import (
+    Tensors,
+    check_agreement,
+    check_revealed,
+    check_shapes,
+    check_single,
+    need,
+    revealed,
+)
+from .guidance import Guidance, bind
 from .kernels import philox
 from .models import build_generator
+from .models.labels import told
 from .samplers import choose, sample_shape
 from .training.checkpoint import list_emas, list_states, load_ema, load_state
 from .training.parallel import choose_device
@@ -31,7 +42,6 @@ _POINTS_AT_ONCE = 16_384
 _IMAGES_AT_ONCE = {"cpu": 64, "cuda": 1024}
 _CPU_BUDGET = 4 << 30
 
-Tensors = Mapping[str, torch.Tensor]
 Recipe = str | os.PathLike[str] | Config
 
 
@@ -50,17 +60,23 @@ class LoadedGenerator(nn.Module):
         cfg, step, source: as given.
         diffusion: the diffusion it inverts.
         network: the bare generator.
+        label: class of samples for which none is named; None is the null class.
 
     Raises:
-        ValueError: the tensors do not fit the configuration.
+        ValueError: the tensors do not fit the configuration, or are not a generator's.
     """
 
     def __init__(self, cfg: Config, weights: Tensors, step: int | None, source: Path) -> None:
         super().__init__()
+        if cfg.loss.kind == "classifier":
+            raise ValueError(
+                f"{source} holds a classifier, which draws nothing: give it to the option "
+                "--classifier, beside the DDPM that it guides."
+            )
         validate_model(cfg.model)
         with torch.random.fork_rng(devices=[]):  # the initial weights are drawn in vain
             network = build_generator(cfg)
-        _check_shapes(dict(network.state_dict()), weights, cfg, source)
+        check_shapes(dict(network.state_dict()), weights, cfg, source)
         network.load_state_dict(weights)
         if cfg.run.channels_last:
             # torch's stubs lack this overload.
@@ -68,6 +84,7 @@ class LoadedGenerator(nn.Module):
         self.cfg, self.step, self.source = cfg, step, source
         self.network = network
         self.diffusion = Diffusion.from_config(cfg.model)
+        self.label: int | None = None
         self.requires_grad_(False).eval()
 
     @property
@@ -80,9 +97,20 @@ class LoadedGenerator(nn.Module):
         """Where it computes."""
         return self.diffusion.q_tables.device
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Predict x_0 [N, C, H, W] from x_{t+1} of that shape, t int64 [N] and z [N, nz]."""
-        return self.network(x, t, z)
+    def forward(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        z: torch.Tensor,
+        label: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict x_0 [N, C, H, W] from x_{t+1} of that shape, t int64 [N] and z [N, nz].
+
+        ``label`` int64 [N] are classes, of a model that knows any.
+        """
+        if label is None and self.label is not None:
+            label = torch.full_like(t, self.label)
+        return self.network(x, t, z, **told(label))
 
 
 def load_generator(
@@ -113,20 +141,37 @@ def load_generator(
     target = choose_device(str(device))
     given = load_config(config) if isinstance(config, str | os.PathLike) else config
     file = _newest(path, weights) if path.is_dir() else path
+    if file.is_file() and file.suffix not in (".safetensors", ".pt"):
+        return _load_published(file, weights, given).to(target)
+    own, tensors, step, file = read_checkpoint(file, weights)
+    check_agreement(own, given, file)
+    return LoadedGenerator(own, tensors, step, file).to(target)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], weights: str = "ema"
+) -> tuple[Config, Tensors, int, Path]:
+    """Configuration, tensors, step and file of one of our checkpoints, or a run's newest.
+
+    Raises:
+        FileNotFoundError: no such file, or no checkpoint in the directory.
+        ValueError: a file that is no checkpoint of ours, or lacks these weights.
+        CheckpointError: a damaged file.
+    """
+    path = Path(path)
+    file = _newest(path, weights) if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"there is no checkpoint {file}.")
     if file.suffix == ".safetensors":
         tensors, stored, step = load_ema(file)
         own = from_dict(stored)
-        _check_single(own, weights, file)
-    elif file.suffix == ".pt":
+        check_single(own, weights, file)
+        return own, tensors, step, file
+    if file.suffix == ".pt":
         state = load_state(file)
-        own, step = from_dict(state["config"]), int(state["step"])
-        tensors = state["ema" if weights == "ema" else "generator"]
-    else:
-        return _load_published(file, weights, given).to(target)
-    _check_agreement(own, given, file)
-    return LoadedGenerator(own, tensors, step, file).to(target)
+        name = "ema" if weights == "ema" else "generator"
+        return from_dict(state["config"]), state[name], int(state["step"]), file
+    raise ValueError(f"{file} is neither ema-*.safetensors nor state-*.pt of a run.")
 
 
 def _newest(run_dir: Path, weights: str) -> Path:
@@ -143,13 +188,13 @@ def _load_published(file: Path, weights: str, given: Config | None) -> LoadedGen
     step: int | None = None
     if "netG_dict" in content:
         values, step = content["netG_dict"], int(content["global_step"])
-        cfg = convert.config_of_args(content["args"]) if content["args"] else _need(given, file)
-        _check_agreement(cfg, given, file)
+        cfg = convert.config_of_args(content["args"]) if content["args"] else need(given, file)
+        check_agreement(cfg, given, file)
     else:
-        values, cfg = content, _need(given, file, content)
-        _check_single(cfg, weights, file)
+        values, cfg = content, need(given, file, content)
+        check_single(cfg, weights, file)
     validate_model(cfg.model)
-    _check_revealed(_revealed(values), cfg, file)
+    check_revealed(revealed(values), cfg, file)
     try:
         if "netG_dict" in content and weights == "ema":
             tensors = convert.ema_of_content(content, cfg)
@@ -158,95 +203,6 @@ def _load_published(file: Path, weights: str, given: Config | None) -> LoadedGen
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     return LoadedGenerator(cfg, tensors, step, file)
-
-
-def _need(given: Config | None, file: Path, values: Tensors | None = None) -> Config:
-    if given is not None:
-        return given
-    fitting = [] if values is None else [name for name in list_presets() if _fits(name, values)]
-    hint = f" (its tensors fit {', '.join(fitting)})" if fitting else ""
-    raise ValueError(
-        f"{file} holds weights without their configuration: name the preset or YAML file it was "
-        f"trained with{hint} by --recipe, or config=... in Python."
-    )
-
-
-def _fits(preset: str, values: Tensors) -> bool:
-    """Whether published tensors have the names and shapes of a preset's generator."""
-    cfg = load_config(preset)
-    revealed = _revealed(values)  # rules most presets out, without building them
-    if cfg.model.kind == "mlp" or not cfg.model.nz:
-        return False
-    if any(getattr(cfg.model, k) != v for k, v in revealed.items()):
-        return False
-    with torch.device("meta"):
-        ours = build_generator(cfg).state_dict()
-    expected = convert.generator_to_published({k: v.shape for k, v in ours.items()}, cfg)
-    return expected == {name: value.shape for name, value in values.items()}
-
-
-def _revealed(values: Tensors) -> dict[str, int]:
-    """Model options that published tensors give away by their shapes."""
-    found: dict[str, int] = {}
-    convs = [v for k, v in values.items() if k.startswith("all_modules.") and v.ndim == 4]
-    if convs:  # the first one takes the image
-        found["num_channels_dae"], found["num_channels"] = convs[0].shape[:2]
-    if "z_transform.1.weight" in values:
-        found["z_emb_dim"], found["nz"] = values["z_transform.1.weight"].shape
-        layers = [k for k in values if k.startswith("z_transform.") and k.endswith(".weight")]
-        found["n_mlp"] = len(layers) - 1
-    return found
-
-
-def _check_revealed(found: Mapping[str, int], cfg: Config, file: Path) -> None:
-    for name, value in found.items():
-        asked = getattr(cfg.model, name)
-        if asked != value:
-            raise ValueError(
-                f"{file} does not fit the configuration {cfg.preset!r}: its tensors were made "
-                f"with model.{name} = {value}, and the configuration has {asked}; choose the one "
-                "that the model was trained with."
-            )
-
-
-def _check_shapes(own: Tensors, weights: Tensors, cfg: Config, file: Path) -> None:
-    names = [*(name for name in own if name not in weights), *(n for n in weights if n not in own)]
-    if names:
-        holder = "the configuration" if names[0] in own else "the file"
-        detail = f"{len(names)} tensors differ in name; only {holder} has {names[0]}"
-    else:
-        wrong = [name for name in own if own[name].shape != weights[name].shape]
-        if not wrong:
-            return
-        theirs, ours = (list(side[wrong[0]].shape) for side in (weights, own))
-        detail = f"{wrong[0]} is {theirs} in the file and {ours} in the configuration"
-    raise ValueError(
-        f"{file} does not fit the configuration {cfg.preset!r}: {detail}; choose the one that the "
-        "model was trained with."
-    )
-
-
-def _check_agreement(own: Config, given: Config | None, file: Path) -> None:
-    """A configuration beside a file that holds its own must describe the same model."""
-    if given is None:
-        return
-    for name in vars(ModelConfig()):
-        stored, asked = getattr(own.model, name), getattr(given.model, name)
-        if stored != asked:
-            raise ValueError(
-                f"{file} does not fit the configuration {given.preset!r}: it was trained with "
-                f"model.{name} = {stored}, and the configuration has {asked}; leave the "
-                "configuration out, because the file holds its own."
-            )
-
-
-def _check_single(cfg: Config, weights: str, file: Path) -> None:
-    """Files with a single set of weights hold the average, if the run kept one."""
-    if weights == "raw" and cfg.optim.ema_decay > 0:
-        raise ValueError(
-            f"{file} holds averaged weights only: the raw ones are in state-*.pt (ours) or "
-            "content.pth (published)."
-        )
 
 
 def generate(
@@ -264,6 +220,7 @@ def generate(
     sampler: str | None = None,
     steps: int | None = None,
     eta: float | None = None,
+    guidance: Guidance | None = None,
 ) -> Iterator[np.ndarray]:
     """Draw n samples, batch by batch.
 
@@ -286,13 +243,15 @@ def generate(
         sampler: of a DDPM: "ancestral" (default), "ddim", "dpmpp" or "heun"; see ``samplers``.
         steps: of its sampler; default all T. Alone it means "ddim".
         eta: noise of "ddim", 0 (default) to 1.
+        guidance: classes of the samples, and how strongly they are shown; default: drawn uniformly
+            for a model that knows classes.
 
     Yields:
         uint8 [b, H, W, C], or float32 points [b, D].
 
     Raises:
         ValueError: a negative count, seed or start, a stride or batch size below 1, no such engine
-            here, no such precision, or a sampler that the model does not have.
+            here, no such precision, or a sampler or guidance that the model does not have.
         RuntimeError: not even one sample fits into memory.
     """
     for name, value, least in (
@@ -312,14 +271,17 @@ def generate(
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
     chosen = choose(model.cfg, sampler, steps, eta)
+    condition = bind(model.cfg, guidance, model.device)
     evaluations = chosen.evaluations if chosen else model.cfg.model.num_timesteps
-    size = batch_size or guess_batch(model)
+    at_once = condition.at_once if condition else 1
+    size = batch_size or max(1, guess_batch(model) // at_once)
     drawer = Drawer(
         model,
         philox.seed_tensor(seed, _NOISE_STEP, 0, model.device),
         graphs=use_graphs(engine, model.device, n // size, evaluations),
         precision=precision,
         sampler=chosen,
+        condition=condition,
     )
     numbers = range(start, start + n * stride, stride)
     return _draw_all(drawer, numbers, size, model.device, say or _to_stderr)

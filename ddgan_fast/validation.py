@@ -72,7 +72,7 @@ def validate(config: Config) -> None:
     """
     validate_model(config.model)
     validate_loss(config)
-    if config.loss.kind == "gan":
+    if config.loss.kind in ("gan", "classifier"):
         _discriminator(config.discriminator, config.model)
     validate_optim(config.optim, config.loss.kind == "gan")
     _data(config.data, config.model)

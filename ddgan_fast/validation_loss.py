@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def validate_loss(config: Config) -> None:
     """Refuses an objective that cannot work, or that does not fit the model."""
     loss = config.loss
-    one_of("loss.kind", loss.kind, ("gan", "ddpm"))
+    one_of("loss.kind", loss.kind, ("gan", "ddpm", "classifier"))
     at_least("loss.r1_gamma", loss.r1_gamma, 0)
     require(
         loss.lazy_reg >= 1,
@@ -23,6 +23,8 @@ def validate_loss(config: Config) -> None:
     )
     if loss.kind == "ddpm":
         _noise_predictor(config)
+    if loss.kind == "classifier":
+        _classifier(config)
 
 
 def _noise_predictor(config: Config) -> None:
@@ -44,6 +46,29 @@ def _noise_predictor(config: Config) -> None:
         config.loss.lazy_reg,
         'it must be 1 with loss.kind "ddpm": without a discriminator there is no R1 to leave out',
     )
+
+
+def _classifier(config: Config) -> None:
+    model, run = config.model, config.run
+    require(
+        model.num_classes >= 2,
+        "model.num_classes",
+        model.num_classes,
+        'it must be at least 2 with loss.kind "classifier", which tells classes apart',
+    )
+    require(
+        model.centered,
+        "model.centered",
+        model.centered,
+        'it must be true with loss.kind "classifier", which sees what a DDPM sees',
+    )
+    for name, value, allowed in (
+        ("loss.lazy_reg", config.loss.lazy_reg, 1),
+        ("run.evaluate_every", run.evaluate_every, 0),
+    ):
+        why = "there is no R1 to leave out" if allowed else "a classifier draws no samples"
+        rule = f'it must be {allowed} with loss.kind "classifier": {why}'
+        require(value == allowed, name, value, rule)
 
 
 def validate_optim(optim: OptimConfig, adversarial: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import Parser
-from .arguments import add_device, add_weights
+from .arguments import add_class, add_device, add_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
         config=arguments.recipe,
         device=choose_device(arguments.device),
     )
+    model.label = _label(arguments.classes, model)
     rows = _EDITS[kind](model, arguments)
     count = _write(rows, output, arguments, by_column=kind == "steps")
     print(f"{count:,} images in {output} ({model.source.name}, seed {arguments.seed}).")
@@ -131,11 +132,24 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="picks the noise (default: 0)")
     add_weights(parser)
     parser.add_argument("--batch", type=int, help="images at once (default: what fits)")
+    add_class(parser, "of what is drawn, for a model with classes (default: any)")
     add_device(parser)
     parser.add_argument("--columns", type=int, help="images per row of a grid")
     parser.add_argument(
         "--seconds", type=float, default=0.2, help="per frame of a .gif (default: 0.2)"
     )
+
+
+def _label(text: str | None, model: LoadedGenerator) -> int | None:
+    """The one class that is drawn; None for any."""
+    if text is None:
+        return None
+    from ..guidance import Guidance, bind
+
+    if not text.isdecimal():
+        raise ValueError(f"--class is {text!r}: an edit draws one class, named by its number.")
+    bind(model.cfg, Guidance((int(text),)), model.device)
+    return int(text)
 
 
 def _numbers(text: str) -> list[int]:

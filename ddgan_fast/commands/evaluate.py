@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import Parser
-from .arguments import add_device, add_sampler, add_weights
+from .arguments import add_device, add_guidance, add_sampler, add_weights, guidance_of
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -41,8 +41,9 @@ extractors
   idx        a classifier that ddgan-fast classifier has trained: --classifier FILE, fd_idx, ...
 
 Samples go through memory as uint8. --jpeg75 passes them, and not the real images, through JPEG of
-quality 75, as the published protocol does. One seed always judges the same samples. Under torchrun
-the ranks share the work. The result is added to metrics.jsonl beside the checkpoint.
+quality 75, as the published protocol does. Classes, of a model that knows any, are drawn uniformly.
+One seed always judges the same samples. Under torchrun the ranks share the work. The result is
+added to metrics.jsonl beside the checkpoint.
 
 examples:
   ddgan-fast evaluate runs/cifar10 --data cifar10/ --metrics fid,kid,is,pr,dc \\
@@ -93,6 +94,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--precision", default="fp32", help="of the generator: fp32, tf32, bf16, fp16"
     )
     add_sampler(parser)
+    add_guidance(parser)
     add_device(parser)
     parser.add_argument(
         "--time-batches",
@@ -150,6 +152,7 @@ def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) 
         sampler=arguments.sampler,
         steps=arguments.steps,
         eta=arguments.eta,
+        guidance=guidance_of(arguments, model.cfg, ranks.device),
     )
     sampler = choose(model.cfg, plan.sampler, plan.steps, plan.eta)
     extractor: Extractor | None = None
@@ -169,7 +172,7 @@ def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) 
         "weights": arguments.weights,
         **record.facts(model, plan, result, extractor, ranks, reference),
     }
-    entry["sampling"] = _timings(model, arguments, sampler)
+    entry["sampling"] = _timings(model, plan, arguments.time_batches, sampler)
     _print(entry)
     path = model.source.parent / "metrics.jsonl"
     record.append(path, entry)
@@ -311,13 +314,17 @@ def _config_of(arguments: argparse.Namespace) -> Config:
 
 
 def _timings(
-    model: LoadedGenerator, arguments: argparse.Namespace, sampler: Sampler | None
+    model: LoadedGenerator, plan: Plan, sizes: Sequence[int], sampler: Sampler | None
 ) -> list[dict[str, Any]]:
     from ..evaluation.timing import time_sampling
 
     return [
-        dict(time_sampling(model, size, precision=arguments.precision, sampler=sampler))
-        for size in arguments.time_batches
+        dict(
+            time_sampling(
+                model, size, precision=plan.precision, sampler=sampler, guidance=plan.guidance
+            )
+        )
+        for size in sizes
     ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import Parser
-from .arguments import add_device, add_sampler, add_weights
+from .arguments import add_class, add_device, add_guidance, add_sampler, add_weights, guidance_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ One seed always gives the same samples, whatever the batch.
 examples:
   ddgan-fast sample runs/digits -n 100 -o digits.png
   ddgan-fast sample runs/digits_ddpm -n 100 -o ddpm.png --sampler dpmpp --steps 20
+  ddgan-fast sample runs/digits_classes -n 100 -o classes.png --class all --guidance 2
   ddgan-fast sample netG_1200.pth --recipe cifar10 -n 50000 -o cifar10.npz
 """
 
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
             sampler=arguments.sampler,
             steps=arguments.steps,
             eta=arguments.eta,
+            guidance=guidance_of(arguments, model.cfg, device),
         ),
         arguments.n,
     )
@@ -94,6 +96,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--engine", default="auto", help="graph (CUDA graphs), eager, or auto (default)"
     )
     add_sampler(parser)
+    add_class(
+        parser,
+        "classes of the samples in turn: 3, or 0,1,2, or all (default: drawn uniformly)",
+    )
+    add_guidance(parser)
     add_device(parser)
     parser.add_argument("--columns", type=int, help="images per row of a grid")
     arguments = parser.parse_args(argv)

@@ -23,6 +23,7 @@ from ddgan_fast.evaluation.collect import (
 from ddgan_fast.evaluation.features import Extractor
 from ddgan_fast.evaluation.frechet import Gaussian, Moments, frechet_distance, sampling_bias
 from ddgan_fast.evaluation.statistics import Statistics
+from ddgan_fast.guidance import Guidance
 from ddgan_fast.sampling import LoadedGenerator, generate
 from ddgan_fast.training.parallel import Ranks
 
@@ -55,6 +56,7 @@ class Plan:
         jpeg75: pass the samples through JPEG of quality 75.
         engine: what draws them: "graph", "eager" or "auto".
         sampler, steps, eta: of a DDPM, as for ``samplers.choose``.
+        guidance: of a model with classes, which are drawn uniformly by default.
     """
 
     metrics: tuple[str, ...] = ("fid",)
@@ -67,6 +69,7 @@ class Plan:
     sampler: str | None = None
     steps: int | None = None
     eta: float | None = None
+    guidance: Guidance | None = None
 
     @property
     def paired(self) -> bool:
@@ -258,6 +261,7 @@ def _samples(model: LoadedGenerator, plan: Plan, ranks: Ranks) -> Batches:
         sampler=plan.sampler,
         steps=plan.steps,
         eta=plan.eta,
+        guidance=plan.guidance,
     ):
         numbers = done + ranks.world * np.arange(len(images))
         done += ranks.world * len(images)

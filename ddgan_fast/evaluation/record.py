@@ -18,6 +18,7 @@ import torch
 
 from ddgan_fast import __version__
 from ddgan_fast.files import atomic_open
+from ddgan_fast.guidance import bind
 from ddgan_fast.samplers import choose
 
 if TYPE_CHECKING:
@@ -65,12 +66,14 @@ def facts(
 ) -> dict[str, Any]:
     """What a record says of the samples, their judge, and the result."""
     sampler = choose(model.cfg, plan.sampler, plan.steps, plan.eta)
+    steps = sampler.evaluations if sampler else model.cfg.model.num_timesteps
+    condition = bind(model.cfg, plan.guidance, model.device)
     found: dict[str, Any] = {
         "step": model.step,
         "preset": model.cfg.preset,
         "n": plan.n,
         "seed": plan.seed,
-        "nfe": sampler.evaluations if sampler else model.cfg.model.num_timesteps,
+        "nfe": steps * (condition.evaluations if condition else 1),
         "sampler": asdict(sampler) if sampler else "gan",
         "precision": plan.precision,
         "jpeg75": plan.jpeg75,
@@ -80,6 +83,8 @@ def facts(
         "metrics": result.metrics,
         "warnings": result.warnings,
     }
+    if condition is not None:
+        found["classes"] = condition.facts()
     if extractor is not None:
         found["extractor"] = {
             "name": extractor.name,

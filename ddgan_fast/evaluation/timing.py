@@ -8,6 +8,7 @@ from typing import TypedDict
 import torch
 
 from ddgan_fast.drawing import Drawer, use_graphs
+from ddgan_fast.guidance import Guidance, bind
 from ddgan_fast.kernels import philox
 from ddgan_fast.samplers import Sampler
 from ddgan_fast.sampling import LoadedGenerator
@@ -46,6 +47,7 @@ def time_sampling(
     *,
     precision: str = "fp32",
     sampler: Sampler | None = None,
+    guidance: Guidance | None = None,
     rounds: int = ROUNDS,
     budget_s: float = BUDGET_S,
 ) -> SamplingTime:
@@ -56,6 +58,7 @@ def time_sampling(
         batch: samples at once.
         precision: "fp32", "tf32", "bf16" or "fp16".
         sampler: of a DDPM; default its ancestral one.
+        guidance: of a model with classes.
         rounds: batches at most; at least one is timed.
         budget_s: seconds after which no further batch is begun.
 
@@ -71,6 +74,7 @@ def time_sampling(
         graphs=graphs,
         precision=precision,
         sampler=sampler,
+        condition=bind(model.cfg, guidance, device),
     )
     index = torch.arange(batch, device=device)
     warm_up = _WARM_UP.get(device.type, 1)

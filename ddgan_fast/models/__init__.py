@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..config import Config, ModelConfig, RunConfig
+from .classifier import build_classifier
 from .dense import DenseDiscriminator
 from .discriminator import Discriminator
 from .generator import Generator
@@ -26,8 +27,11 @@ __all__ = [
 def build_generator(cfg: Config | ModelConfig) -> nn.Module:
     """The generator G(x_{t+1} [N, C, H, W], t [N], z [N, nz]) -> x_0 of x_{t+1}'s shape.
 
-    A whole configuration also decides its rewrites and what it recomputes (``run``).
+    A whole configuration also decides its rewrites and what it recomputes (``run``), and with
+    ``loss.kind`` "classifier" that it is a classifier (x_{t+1}, t) -> logits instead.
     """
+    if isinstance(cfg, Config) and cfg.loss.kind == "classifier":
+        return build_classifier(cfg)
     run = cfg.run if isinstance(cfg, Config) else RunConfig()
     model = cfg.model if isinstance(cfg, Config) else cfg
     if model.kind == "mlp":

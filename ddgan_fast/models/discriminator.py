@@ -33,7 +33,10 @@ BLOCKS = {
 }
 
 
-def _conv(n_in: int, n_out: int, kernel: int, scale: float = 1.0, bias: bool = True) -> nn.Conv2d:
+def conv_fan_out(
+    n_in: int, n_out: int, kernel: int, scale: float = 1.0, bias: bool = True
+) -> nn.Conv2d:
+    """Same-size convolution of a discriminator: fan-out weights, zero bias."""
     layer = nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, bias=bias)
     init_fan_out(layer.weight, scale)
     if layer.bias is not None:
@@ -70,10 +73,10 @@ class DiscriminatorBlock(nn.Module):
         self.halves = down
         self.recompute = recompute
         self.resample = Resampler(TAPS)
-        self.conv1 = _conv(n_in, n_out, 3)
-        self.conv2 = _conv(n_out, n_out, 3, scale=0.0)
+        self.conv1 = conv_fan_out(n_in, n_out, 3)
+        self.conv2 = conv_fan_out(n_out, n_out, 3, scale=0.0)
         self.time_proj = dense_fan_out(time_width, n_out)
-        self.skip = _conv(n_in, n_out, 1, bias=False)
+        self.skip = conv_fan_out(n_in, n_out, 1, bias=False)
 
     def forward(
         self, x: torch.Tensor, time: torch.Tensor, time_bias: torch.Tensor | None = None
@@ -164,12 +167,12 @@ class Discriminator(nn.Module):
         mults, downs = BLOCKS.get(cfg.kind, custom)
         width = 2 * cfg.ngf
         self.time_embed = TimeEmbedding(cfg.t_emb_dim)
-        self.conv_in = _conv(2 * num_channels, width, 1)
+        self.conv_in = conv_fan_out(2 * num_channels, width, 1)
         self.blocks = nn.ModuleList()
         for mult, down in zip(mults, downs, strict=True):
             n_in, width = width, mult * cfg.ngf
             self.blocks.append(DiscriminatorBlock(n_in, width, cfg.t_emb_dim, down, recompute))
-        self.conv_out = _conv(width + 1, width, 3, scale=1.0 if cfg.kind == "large" else 0.0)
+        self.conv_out = conv_fan_out(width + 1, width, 3, scale=1.0 if cfg.kind == "large" else 0.0)
         self.linear_out = dense_fan_out(width, 1)
         self.label_embed = label_embedding(num_classes, cfg.t_emb_dim)
 

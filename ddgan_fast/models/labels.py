@@ -49,3 +49,8 @@ def with_label(
     if label is not None:
         raise ValueError("a label was given to a network without classes (model.num_classes 0).")
     return time
+
+
+def told(label: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """What a network is called with so that it knows the classes; nothing where there are none."""
+    return {} if label is None else {"label": label}

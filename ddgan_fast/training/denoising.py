@@ -10,8 +10,9 @@ from torch import nn
 
 from ..diffusion import Diffusion
 from ..kernels import q_sample_pair
+from ..models.labels import told
 from .compiling import Compilable
-from .steps import Draws, MicroBatch, reduce_only, scaled, shares, together, told
+from .steps import Draws, MicroBatch, reduce_only, scaled, shares, together
 
 
 class NoiseLoss(nn.Module):
@@ -54,21 +55,24 @@ class Diffuser(nn.Module):
 
     def forward(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(x_{t+1}, its noise), both like the images inside the networks."""
-        draws = micro.draws
         # The same draw twice: mixed with the data, and alone.
-        x_next, noise = (
-            q_sample_pair(
-                micro.images,
-                draws.t,
-                tables,
-                flip=micro.flip,
-                noise=draws.pair_noise,
-                seed=draws.pair_seed,
-                index=draws.index,
-            )[0]
-            for tables in (self.mixed, self.bare)
-        )
-        return x_next, noise
+        return self.image(micro), self._drawn(micro, self.bare)
+
+    def image(self, micro: MicroBatch) -> torch.Tensor:
+        """x_{t+1} alone."""
+        return self._drawn(micro, self.mixed)
+
+    def _drawn(self, micro: MicroBatch, tables: torch.Tensor) -> torch.Tensor:
+        draws = micro.draws
+        return q_sample_pair(
+            micro.images,
+            draws.t,
+            tables,
+            flip=micro.flip,
+            noise=draws.pair_noise,
+            seed=draws.pair_seed,
+            index=draws.index,
+        )[0]
 
 
 class DenoisingStep:
@@ -83,6 +87,9 @@ class DenoisingStep:
         autocast: context for the forward pass; default none.
     """
 
+    loss_of: Callable[[nn.Module], nn.Module] = NoiseLoss
+    """Makes the network's loss."""
+
     def __init__(
         self,
         generator: nn.Module,
@@ -93,12 +100,16 @@ class DenoisingStep:
     ) -> None:
         self.generator = generator
         self.diffuse = Diffuser(diffusion)
-        loss = Compilable(NoiseLoss(generator))
+        loss = Compilable(type(self).loss_of(generator))
         self.parts = [loss]
         """What torch.compile may take over."""
         self.g_loss = wrap(loss) if wrap else loss
         self.losses = [self.g_loss]
         self.autocast = autocast or contextlib.nullcontext
+
+    def inputs(self, micro: MicroBatch) -> tuple[torch.Tensor, ...]:
+        """What the loss takes in front of the draws."""
+        return self.diffuse(micro)
 
     def generator_gradients(
         self, micros: Sequence[MicroBatch], scale: torch.Tensor | None = None
@@ -111,10 +122,10 @@ class DenoisingStep:
         self.generator.zero_grad(set_to_none=True)
         collected = []
         for micro, share, last in shares(micros):
-            x_next, noise = self.diffuse(micro)
+            inputs = self.inputs(micro)
             with reduce_only(self.g_loss, last):
                 with self.autocast():
-                    loss, stats = self.g_loss(x_next, noise, micro.draws)
+                    loss, stats = self.g_loss(*inputs, micro.draws)
                 scaled(loss * share, scale).backward()
             collected.append(stats)
         return together(collected)

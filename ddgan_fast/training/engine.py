@@ -19,6 +19,7 @@ from ..kernels import philox
 from ..models import Rewrites, build_discriminator, build_generator
 from ..models.layers import set_memory_format
 from . import run_state
+from .classifying import STEPS
 from .denoising import DenoisingStep
 from .ema import WeightAverage
 from .graphs import (
@@ -111,7 +112,8 @@ class Engine:
     def _make_step(self) -> TrainStep | DenoisingStep:
         wrap, autocast = self._wrap, self.precision.autocast
         if "discriminator" not in self.modules:
-            return DenoisingStep(self.generator, self.diffusion, wrap=wrap, autocast=autocast)
+            alone = STEPS[self.cfg.loss.kind]
+            return alone(self.generator, self.diffusion, wrap=wrap, autocast=autocast)
         return TrainStep(
             self.generator,
             self.discriminator,

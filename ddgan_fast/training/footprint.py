@@ -16,6 +16,7 @@ from ..config import Config
 from ..diffusion import Diffusion
 from ..models import Rewrites, build_discriminator, build_generator
 from ..models.layers import set_memory_format
+from .classifying import STEPS
 from .denoising import DenoisingStep
 from .precision import Precision
 from .steps import Draws, MicroBatch, TrainStep
@@ -127,12 +128,13 @@ def _step(cfg: Config, images: int, precision: str) -> tuple[TrainStep | Denoisi
     draws = Draws(
         t=torch.zeros(images, dtype=torch.int64),
         z=torch.empty(images, model.nz, dtype=dtype),
+        label=torch.zeros(images, dtype=torch.int64) if model.num_classes else None,
         pair_noise=(x, x),
         posterior_noise=x,
     )
     diffusion, micro = Diffusion.from_config(model), MicroBatch(x, None, draws)
     if discriminator is None:
-        return DenoisingStep(generator, diffusion, autocast=choice.autocast), micro
+        return STEPS[cfg.loss.kind](generator, diffusion, autocast=choice.autocast), micro
     step = TrainStep(
         generator,
         discriminator,

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from ..files import atomic_open
+from ..guidance import Guidance, bind
 from ..images import grid, readable_scale, save_png, to_uint8
 from ..kernels import philox
+from ..models.labels import told
 from ..samplers import draw, for_preview
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Preview:
     def draw(self) -> None:
         """Sample with the averaged weights and hand the picture to the writer."""
         run = self.run
+        if run.cfg.loss.kind == "classifier":
+            return
         self._report()
         samples = self._samples()
         parts = run.ranks.gather(samples)
@@ -67,15 +71,30 @@ class Preview:
         seed = philox.seed_tensor(run.cfg.run.seed, _NOISE_STEP, 0, device)
         weights = run.engine.ema.weights()
         sampler = for_preview(run.cfg)
+        # One class after the other, so that a class fills a column.
+        classes = Guidance(tuple(range(model.num_classes))) if model.num_classes else None
+        condition = bind(run.cfg, classes, device)
 
-        def generator(x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-            return torch.func.functional_call(run.engine.generator, weights, (x, t, z))
+        def generator(
+            x: torch.Tensor, t: torch.Tensor, z: torch.Tensor, label: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            known = told(label)
+            return torch.func.functional_call(run.engine.generator, weights, (x, t, z), known)
 
         run.engine.generator.eval()
         try:
             batches = index.split(max(1, len(run.engine.index) // run.engine.micros))
             drawn = [
-                draw(generator, run.engine.diffusion, sampler, model, seed, part, run.engine.dtype)
+                draw(
+                    generator,
+                    run.engine.diffusion,
+                    sampler,
+                    model,
+                    seed,
+                    part,
+                    run.engine.dtype,
+                    condition,
+                )
                 for part in batches
             ]
         finally:

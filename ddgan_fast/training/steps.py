@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..diffusion import Diffusion
 from ..kernels import philox
+from ..models.labels import told
 from ..models.layers import DropoutDraws, without_autocast
 from .compiling import Compilable
 
@@ -204,11 +205,6 @@ def denoise(
         seed=draws.posterior_seed,
         index=draws.index,
     )
-
-
-def told(label: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """What a network is called with so that it knows the classes."""
-    return {} if label is None else {"label": label}
 
 
 def _softplus(logits: torch.Tensor) -> torch.Tensor:

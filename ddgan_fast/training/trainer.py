@@ -227,6 +227,11 @@ class Run:
                 "Denoising alone: the options discriminator, loss.r1_gamma and optim.lr_d have no "
                 "effect."
             )
+        if self.cfg.loss.kind == "classifier":
+            self.say(
+                "A classifier of diffused samples (the generator, in all names) with the trunk of "
+                "the option discriminator: it guides a DDPM, ddgan-fast sample --classifier."
+            )
         self.say(self.engine.precision.describe())
         if ranks.world > 1:
             self.say(ranks.describe())
