@@ -96,6 +96,13 @@ class Condition:
         return by_classifier(own, asked.classifier, label, self._noise, asked.classifier_scale)
 
 
+def grid_columns(n: int, classes: int) -> int | None:
+    """Images per row so that n samples of so many classes in turn have a class in each column."""
+    if not 1 < classes <= n:
+        return None
+    return classes * max(1, round(math.sqrt(n) / classes))
+
+
 def classifier_free(
     generator: Conditional, label: torch.Tensor, null: int, scale: float
 ) -> Generator:

@@ -10,7 +10,13 @@ from test_sampling import assert_close, drawn, image_config, loaded
 
 from ddgan_fast.diffusion import Diffusion
 from ddgan_fast.drawing import Drawer, to_bytes
-from ddgan_fast.guidance import Guidance, bind, by_classifier, classifier_free
+from ddgan_fast.guidance import (
+    Guidance,
+    bind,
+    by_classifier,
+    classifier_free,
+    grid_columns,
+)
 from ddgan_fast.kernels import philox
 from ddgan_fast.samplers import Sampler, choose, draw
 
@@ -234,3 +240,15 @@ def test_guided_samplers_draw_the_class(sampler, steps):
 def test_what_cannot_be_guided_is_refused(cfg, guidance, sentence):
     with pytest.raises(ValueError, match=sentence):
         bind(cfg, guidance, CPU)
+
+
+def test_a_class_fills_a_column():
+    assert [grid_columns(100, k) for k in (0, 1, 3, 10, 25, 100, 101)] == [
+        None,
+        None,
+        9,
+        10,
+        25,
+        100,
+        None,
+    ]

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """Load, draw, write."""
     arguments = _parse(argv)
     from .. import points
+    from ..guidance import grid_columns
     from ..images import check_output, write_images
     from ..sampling import generate, load_generator
     from ..training.parallel import choose_device
@@ -54,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     )
     makes_points = model.cfg.model.kind == "mlp"
     (points.check_output if makes_points else check_output)(output)
+    guidance = guidance_of(arguments, model.cfg, device)
     began = time.perf_counter()
     batches = _with_progress(
         generate(
@@ -66,14 +68,16 @@ def main(argv: Sequence[str]) -> int:
             sampler=arguments.sampler,
             steps=arguments.steps,
             eta=arguments.eta,
-            guidance=guidance_of(arguments, model.cfg, device),
+            guidance=guidance,
         ),
         arguments.n,
     )
     if makes_points:
         points.write_points(batches, output)
     else:
-        write_images(batches, output, columns=arguments.columns)
+        classes = len(guidance.labels) if guidance else 0
+        columns = arguments.columns or grid_columns(arguments.n, classes)
+        write_images(batches, output, columns=columns)
     print(_summary(model, arguments, time.perf_counter() - began))
     return 0
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..files import atomic_open
-from ..guidance import Guidance, bind
+from ..guidance import Guidance, bind, grid_columns
 from ..images import grid, readable_scale, save_png, to_uint8
 from ..kernels import philox
 from ..models.labels import told
@@ -59,7 +59,9 @@ class Preview:
         images = torch.stack(parts, 1).flatten(0, 1)[: run.cfg.run.sample_count].numpy()
         folder = run.run_dir / "samples"
         self._pending_step = run.step
-        self._pending = self._writer.submit(_write, folder / f"step-{run.step:09d}", images)
+        columns = grid_columns(len(images), run.cfg.model.num_classes)
+        stem = folder / f"step-{run.step:09d}"
+        self._pending = self._writer.submit(_write, stem, images, columns)
 
     @torch.no_grad()
     def _samples(self) -> torch.Tensor:
@@ -118,7 +120,7 @@ class Preview:
             self.run.monitor.image("samples", self._pending_step, path)
 
 
-def _write(stem: Path, samples: np.ndarray) -> Path:
+def _write(stem: Path, samples: np.ndarray, columns: int | None) -> Path:
     stem.parent.mkdir(parents=True, exist_ok=True)
     if samples.ndim == 2:
         path = stem.with_suffix(".npz")
@@ -126,5 +128,6 @@ def _write(stem: Path, samples: np.ndarray) -> Path:
             np.savez(file, samples)
         return path
     path = stem.with_suffix(".png")
-    save_png(path, grid(samples, scale=readable_scale(samples.shape[1]), smooth=True))
+    scale = readable_scale(samples.shape[1])
+    save_png(path, grid(samples, columns, scale=scale, smooth=True))
     return path
