@@ -145,3 +145,16 @@ def test_edits_take_one_class(files, tmp_path, capsys):
     for words, sentence in (("10", "the class 10 does not exist"), ("all", "an edit draws one")):
         assert main([*command, "--class", words]) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_from_training_a_classifier_to_a_picture(files, tmp_path, capsys):
+    """Trained by the command, named by its folder."""
+    run = tmp_path / "classifier"
+    words = ["--run.dir", str(run), "--run.steps", "2", "--run.tensorboard", "false"]
+    assert main(["train", "digits_classifier", *words]) == 0
+    assert "Guide a DDPM by it: ddgan-fast sample DDPM --classifier" in capsys.readouterr().out
+    out = tmp_path / "out.png"
+    words = ["-n", "20", "-o", str(out), "--steps", "2", "--classifier", str(run), "--class", "all"]
+    assert main(["sample", files["digits_ddpm"], *words]) == 0
+    with Image.open(out) as picture:
+        assert picture.width > 3 * picture.height  # a class in each of ten columns

@@ -50,6 +50,7 @@ PUBLISHED = {
 }
 BASELINES = ("digits_ddpm", "digits_oneshot", "digits_noz")
 BASELINES += ("gaussians25_ddpm", "gaussians25_oneshot")
+WITH_CLASSES = ("digits_classes", "digits_ddpm_classes", "digits_classifier")
 SOURCES = ("README command", "paper", "published", "student report", "our choice: ", "tuned here: ")
 
 
@@ -67,6 +68,7 @@ def test_presets_are_all_there() -> None:
         *PUBLISHED,
         *("digits", "gaussians25", "gaussians25_paper", "lsun256"),
         *BASELINES,
+        *WITH_CLASSES,
     }
 
 

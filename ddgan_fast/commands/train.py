@@ -64,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     from ..training.trainer import train
 
     result = train(request.config, device=request.device)
-    if first and result.finished:
+    if first and result.finished and request.config.loss.kind == "classifier":
+        print(f"Guide a DDPM by it: ddgan-fast sample DDPM --classifier {result.run_dir} ...")
+    elif first and result.finished:
         samples = "-n 10000 -o points.png" if request.config.model.kind == "mlp" else "-o grid.png"
         print(f"Sample from it: ddgan-fast sample {result.run_dir} {samples}")
     return 0

@@ -118,6 +118,34 @@ def test_compiled_gradients_are_those_of_eager(tmp_path):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"run__rewrites": "joint_d", "loss__lazy_reg": 2}, DENOISING],
+    ids=["gan", "joint", "ddpm"],
+)
+def test_every_network_is_told_the_same_classes(tmp_path, overrides):
+    """Fakes are made and judged, and real images judged, under the labels of the batch."""
+    engine, batches = engine_and_batches(tmp_path, 2, **overrides)
+    heard = []
+
+    def hear(module, args, kwargs):
+        heard.append((type(module).__name__, kwargs["label"]))
+
+    for module in engine.modules.values():
+        module.register_forward_pre_hook(hear, with_kwargs=True)
+    for batch in batches:
+        heard.clear()
+        engine.labels.take(batch)
+        want = engine.labels.drawn(engine.position).clone()
+        engine.take_step(batch)
+        names = [name for name, _ in heard]
+        joint = "run__rewrites" in overrides and batch.step == 1
+        gan = ["Generator", *["Discriminator"] * (1 if joint else 2), "Generator", "Discriminator"]
+        assert names == (["Generator"] if overrides is DENOISING else gan)
+        for _, label in heard:
+            assert torch.equal(label, want.repeat(len(label) // len(want)))
+
+
 def test_a_share_of_the_labels_is_dropped_by_step_and_position(tmp_path):
     overrides = {"run__batch_size": 64}
     engine, batches = engine_and_batches(tmp_path, 8, **overrides)
