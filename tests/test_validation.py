@@ -36,7 +36,7 @@ REFUSED = {
         ({"model.num_timesteps": 0}, "model.num_timesteps is 0: it must be at least 1."),
         ({"model.num_timesteps": 10**7, "model.beta_min": 0}, "no noise in float32"),
         ({"model.nz": -1}, "model.nz is -1: it must be at least 0."),
-        ({"loss.kind": "vae"}, 'loss.kind is "vae": it must be "gan" or "ddpm".'),
+        ({"loss.kind": "vae"}, 'loss.kind is "vae": it must be "gan", "ddpm" or "classifier".'),
         (NOISE | {"model.nz": 4}, 'model.nz is 4: it must be 0 with loss.kind "ddpm"'),
         (NOISE | {"model.tanh": True}, "model.tanh is true: it must be false with loss.kind"),
         (NOISE | {"model.centered": False}, "model.centered is false: it must be true with"),
