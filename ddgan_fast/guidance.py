@@ -60,6 +60,7 @@ class Condition:
         self._labels: torch.Tensor | None = None
         self._classes = self._null
         if guidance.classifier is not None:
+            guidance.classifier.to(device)
             self._classes = guidance.classifier.cfg.model.num_classes
         if guidance.labels:
             # Made here, since a recorded graph cannot take numbers from the host.
@@ -75,7 +76,7 @@ class Condition:
         if self._null:
             found["guidance"] = asked.scale
         if asked.classifier is not None:
-            found["classifier"] = str(asked.classifier.source)
+            found["classifier"] = asked.classifier.source.name
             found["classifier_scale"] = asked.classifier_scale
         return found
 

@@ -129,7 +129,9 @@ def test_evaluations_state_classes_and_count_both_predictions(files, tmp_path):
     assert (plain["nfe"], guided["nfe"], classified["nfe"], free["nfe"]) == (4, 8, 2, 2)
     assert plain["classes"] == {"labels": "uniform", "guidance": 1.0}
     assert guided["classes"]["guidance"] == 2.0
-    assert classified["classes"]["classifier_scale"] == 1.0
+    known = classified["classes"]
+    assert (known["classifier_scale"], known["classifier_nfe"]) == (1.0, 2)
+    assert known["classifier"] == "ema-000000003.safetensors" and known["classifier_sha256"]
     assert "classes" not in free
 
 

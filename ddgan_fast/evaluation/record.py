@@ -85,6 +85,9 @@ def facts(
     }
     if condition is not None:
         found["classes"] = condition.facts()
+        if plan.guidance is not None and plan.guidance.classifier is not None:
+            found["classes"]["classifier_nfe"] = steps
+            found["classes"]["classifier_sha256"] = file_sha256(plan.guidance.classifier.source)
     if extractor is not None:
         found["extractor"] = {
             "name": extractor.name,
