@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from replay import ReplayRecorder
 from tiny_runs import final_state, record, run_ranks, tensors_of, tiny
 
@@ -83,12 +84,14 @@ def test_denoising_does_not_depend_on_micro_batches(tmp_path):
 
 
 def test_a_run_goes_on_exactly(tmp_path):
-    train(tiny(tmp_path / "whole", **CLASSES, run__steps=4, optim__lr_decay="none"), quiet=True)
+    common = CLASSES | {"optim__lr_decay": "none", "run__sample_count": 20}
+    train(tiny(tmp_path / "whole", **common, run__steps=4, run__sample_every=4), quiet=True)
     for steps in (2, 4):
-        cfg = tiny(tmp_path / "halves", **CLASSES, run__steps=steps, optim__lr_decay="none")
-        train(cfg, quiet=True)
+        train(tiny(tmp_path / "halves", **common, run__steps=steps), quiet=True)
     want, got = (tensors_of(final_state(tmp_path / name)) for name in ("whole", "halves"))
     assert all(torch.equal(got[key], want[key]) for key in want)
+    with Image.open(tmp_path / "whole/samples/step-000000004.png") as picture:
+        assert picture.width > 4 * picture.height  # a class in each of ten columns
 
 
 @pytest.mark.parametrize(
