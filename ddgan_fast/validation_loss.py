@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .options import unknown
 from .refusals import at_least, fraction, one_of, positive, require
+from .training.terms import known_terms
 
 if TYPE_CHECKING:
     from ddgan_fast.config import Config, OptimConfig
@@ -21,6 +23,14 @@ def validate_loss(config: Config) -> None:
         loss.lazy_reg,
         "it must be at least 1 (every step); loss.r1_gamma 0 turns R1 off",
     )
+    for name in loss.terms:
+        if name not in known_terms():
+            listed = f"there are {', '.join(known_terms())}"
+            raise ValueError(unknown("term in loss.terms", name, known_terms(), listed))
+        at_least(f"loss.terms.{name}", loss.terms[name], 0)
+    at_least("loss.x0_weight", loss.x0_weight, 0)
+    if loss.x0_r1_gamma is not None:
+        at_least("loss.x0_r1_gamma", loss.x0_r1_gamma, 0)
     if loss.kind == "ddpm":
         _noise_predictor(config)
 
@@ -44,6 +54,10 @@ def _noise_predictor(config: Config) -> None:
         config.loss.lazy_reg,
         'it must be 1 with loss.kind "ddpm": without a discriminator there is no R1 to leave out',
     )
+    for name in ("x0_weight", "terms"):
+        value = getattr(config.loss, name)
+        rule = 'must stay off with loss.kind "ddpm", which predicts noise and no x_0'
+        require(not value, f"loss.{name}", value, f"it {rule}")
 
 
 def validate_optim(optim: OptimConfig, adversarial: bool) -> None:

@@ -10,8 +10,9 @@ from torch import nn
 
 from ..diffusion import Diffusion
 from ..kernels import q_sample_pair
+from .accumulation import reduce_only, scaled, shares, together
 from .compiling import Compilable
-from .steps import Draws, MicroBatch, reduce_only, scaled, shares, together
+from .steps import Draws, MicroBatch
 
 
 class NoiseLoss(nn.Module):
