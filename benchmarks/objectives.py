@@ -38,8 +38,8 @@ EVALUATE = {
 # Columns: what evaluate calls a number, its title, and how it is written.
 COLUMNS = {
     "fd_digits": ("Fréchet distance", "{:.1f}"),
-    "precision": ("precision", "{:.3f}"),
-    "recall": ("recall", "{:.3f}"),
+    "precision_digits": ("precision", "{:.3f}"),
+    "recall_digits": ("recall", "{:.3f}"),
     "modes": ("modes", "{:.0f}"),
     "kl": ("KL to uniform", "{:.3f}"),
     "near": ("near a mode", "{:.1%}"),
@@ -78,6 +78,8 @@ def table(rows: Sequence[Row]) -> str:
     parts = []
     for preset in SEEDS:
         chosen = [row for row in rows if row["preset"] == preset]
+        if not chosen:
+            continue
         names = [name for name in COLUMNS if any(name in row["metrics"] for row in chosen)]
         lines = [
             [row["objective"], str(row["seed"])]
@@ -86,9 +88,8 @@ def table(rows: Sequence[Row]) -> str:
             for row in chosen
             if row["objective"] == objective
         ]
-        steps = chosen[0]["step"] if chosen else 0
         header = ["objective", "seed", *(COLUMNS[name][0] for name in names)]
-        parts.append(f"`{preset}`, {steps:,} steps:\n\n{readme.markdown(header, lines)}")
+        parts.append(f"`{preset}`, {chosen[0]['step']:,} steps:\n\n{readme.markdown(header, lines)}")
     return "\n".join(parts)
 
 
