@@ -89,7 +89,8 @@ def table(rows: Sequence[Row]) -> str:
             if row["objective"] == objective
         ]
         header = ["objective", "seed", *(COLUMNS[name][0] for name in names)]
-        parts.append(f"`{preset}`, {chosen[0]['step']:,} steps:\n\n{readme.markdown(header, lines)}")
+        title = f"`{preset}`, {chosen[0]['step']:,} steps:"
+        parts.append(f"{title}\n\n{readme.markdown(header, lines)}")
     return "\n".join(parts)
 
 
