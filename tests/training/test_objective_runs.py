@@ -78,13 +78,24 @@ def test_states_from_before_these_options_go_on(tmp_path):
 
 def test_the_other_networks_begin_as_without(tmp_path):
     (plain, _), (judged, _) = (
-        engine_and_batches(tmp_path, 0, **options) for options in ({}, JUDGED)
+        engine_and_batches(tmp_path, 0, **options, optim__lr_g=2e-3) for options in ({}, JUDGED)
     )
     assert list(judged.networks) == ["D", "D0", "G"]
     for name, module in plain.modules.items():
         other = judged.modules[name].state_dict()
         assert all(torch.equal(other[key], value) for key, value in module.state_dict().items())
-    assert judged.learning_rate("D0") == judged.learning_rate("D")
+    rates = {name: judged.learning_rate(name) for name in judged.networks}
+    assert rates == {"D": 1e-3, "D0": 1e-3, "G": 2e-3}
+    assert float(judged.optimizers["discriminator_x0"].param_groups[0]["lr"]) == 1e-3
+
+
+def test_the_second_discriminator_has_a_penalty_of_its_own(tmp_path):
+    for gamma, found in ((0.5, 0.5), (0.0, 0.0), (None, 3.0)):
+        options = JUDGED | {"loss__x0_r1_gamma": gamma, "loss__r1_gamma": 3.0}
+        engine, _ = engine_and_batches(tmp_path, 0, **options)
+        step = engine.train_step
+        assert step.judge.part.inner.r1_gamma == found
+        assert step.d_loss.inner.r1_gamma == 3.0
 
 
 def test_terms_of_weight_0_only_watch(tmp_path):
