@@ -12,9 +12,11 @@ from tiny_runs import final_state, record, run_ranks, tensors_of, tiny
 
 from ddgan_fast.config import from_dict, load_config, save_yaml, to_dict
 from ddgan_fast.flops import training_flops
+from ddgan_fast.resume_published import export_run
 from ddgan_fast.sampling import generate, load_generator
 from ddgan_fast.summary import dry_run
 from ddgan_fast.training import choosing, compiling
+from ddgan_fast.training.checkpoint import save_state
 from ddgan_fast.training.divergence import Detector
 from ddgan_fast.training.footprint import estimate_memory
 from ddgan_fast.training.trainer import train
@@ -58,6 +60,13 @@ def test_a_run_does_not_lose_or_gain_a_discriminator_on_its_way(tmp_path):
             train(cfg, device="cpu", quiet=True)
 
 
+def test_what_the_published_format_leaves_out_is_said(tmp_path):
+    options = {"run__steps": 1, "discriminator__kind": "small", "loss__x0_weight": 1.0}
+    train(tiny(tmp_path / "run", **options), device="cpu", quiet=True)
+    done = export_run(tmp_path / "run", tmp_path / "content.pth")
+    assert "The second discriminator (loss.x0_weight) is left out" in done.notes[-1]
+
+
 def test_states_from_before_these_options_go_on(tmp_path):
     options = {"run__steps": 2, "run__checkpoint_every": 2}
     train(tiny(tmp_path, **options), device="cpu", quiet=True)
@@ -65,8 +74,6 @@ def test_states_from_before_these_options_go_on(tmp_path):
     state = torch.load(path, weights_only=True)
     for name in ("terms", "x0_weight", "x0_r1_gamma"):
         del state["config"]["loss"][name]
-    from ddgan_fast.training.checkpoint import save_state
-
     step = state.pop("step")
     save_state(tmp_path, step, state, 3)
     result = train(tiny(tmp_path, **options | {"run__steps": 3}), device="cpu", quiet=True)
