@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ddgan_fast import cli
+from ddgan_fast.config import load_config
 from ddgan_fast.files import atomic_open
 
 from . import facts, readme
@@ -48,18 +49,21 @@ COLUMNS = {
 Row = dict[str, Any]
 
 
-def measure(preset: str, objective: str, seed: int, changes: Sequence[str] = ()) -> Row:
+def measure(preset: str, objective: str, seed: int) -> Row:
     """Train and evaluate one of them; the row says by which commands."""
     with tempfile.TemporaryDirectory(prefix="ddgan-objectives-") as folder:
         run_dir = str(Path(folder, "run"))
-        train = ["train", preset, "--run.seed", str(seed), *OBJECTIVES[objective], *changes]
+        train = ["train", preset, "--run.seed", str(seed), *OBJECTIVES[objective]]
         evaluate = ["evaluate", "RUN", *EVALUATE[preset], "--time-batches", "none"]
         quiet = ["--run.sample_every", "0", "--run.tensorboard", "false", "--device", "cpu"]
         ours = ["--run.dir", run_dir, *quiet]
         for command in ([*train, *ours], [run_dir if w == "RUN" else w for w in evaluate]):
             if cli.main(command):
                 raise RuntimeError(f"this failed: ddgan-fast {shlex.join(command)}")
+        steps = load_config(preset).run.steps
         line = json.loads(Path(run_dir, "metrics.jsonl").read_text().splitlines()[-1])
+    if line["step"] != steps:
+        raise RuntimeError(f"a signal stopped this run after {line['step']} of {steps} steps")
     return {
         "preset": preset,
         "objective": objective,

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import objectives
 from ddgan_fast.commands.train import parse
+from ddgan_fast.config import load_config
 
 
 def test_the_page_holds_the_table_of_the_results():
@@ -41,4 +42,5 @@ def test_the_objectives_are_options(preset):
 def test_results_are_rows_of_what_was_asked_for():
     for row in json.loads(objectives.RESULTS.read_text())["rows"]:
         assert row["seed"] in objectives.SEEDS[row["preset"]]
+        assert row["step"] == load_config(row["preset"]).run.steps
         assert all(word in row["commands"][0] for word in objectives.OBJECTIVES[row["objective"]])
