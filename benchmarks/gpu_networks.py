@@ -48,7 +48,7 @@ def units(part: str, child: Child) -> list[Unit]:
             found.append(("images", partial(_train, child, "celebahq256")))
         return found
     if part == "ablation":
-        chains = ["torch", *_usable(child), "compile", "rewrites"]
+        chains = ["torch", *_usable(child), "compile", "rewrites", "objectives"]
         return [(chain, partial(_ablation, child, chain)) for chain in chains]
     pairs: tuple[tuple[str, int], ...] = SAMPLES if part == "sample" else STEPS
     if child.tiny:
@@ -199,6 +199,8 @@ class Variant:
     backend: str = "torch"
     mode: str = "eager"
     rewrites: str = "auto"
+    x0_weight: float = 0.0
+    l1: float | None = None
 
 
 CHAINS: dict[str, dict[str, Variant]] = {
@@ -216,6 +218,7 @@ CHAINS["rewrites"] = {
     f"without {name}": Variant(rewrites=", ".join(other for other in _ON if other != name))
     for name in _ON
 } | {"with joint_d": Variant(rewrites=", ".join([*_ON, "joint_d"]))}
+CHAINS["objectives"] = {"with D0": Variant(x0_weight=1.0), "with l1": Variant(l1=1.0)}
 for _kernels in ("triton", "cuda"):
     CHAINS[_kernels] = {
         f"{_kernels}": Variant(backend=_kernels),
@@ -275,7 +278,9 @@ def _time_variants(
         facts = {"preset": preset, "batch": batch, **columns}
         timed = Case(case, providers, shares, batch, device, facts,
                      partial(_disagreements, steppers[first], variants[first], recipe))
-        _time(child, timed, _rounds(child, batch), _flops(child, preset, batch))
+        # Other objectives are other arithmetic.
+        flops = 0.0 if columns.get("chain") == "objectives" else _flops(child, preset, batch)
+        _time(child, timed, _rounds(child, batch), flops)
 
 
 def _stepper(
@@ -285,6 +290,8 @@ def _stepper(
     run = cfg.run
     run.precision, run.channels_last = variant.precision, variant.channels_last
     run.engine, run.rewrites = variant.mode, variant.rewrites
+    cfg.loss.x0_weight = variant.x0_weight
+    cfg.loss.terms = {} if variant.l1 is None else {"l1": variant.l1}
     stepper = step.Stepper(cfg, device, stack)
     if variant.mode != "eager":
         with use_backend(variant.backend), stepper.engine.precision.settings():

@@ -1,4 +1,4 @@
-"""Tables inside README.md that programs write, each between a pair of marker lines."""
+"""Tables inside README.md and other pages that programs write, each between two marker lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def renewed(text: str, begin: str, end: str, written: str) -> str:
+def renewed(text: str, begin: str, end: str, written: str, page: str = "README.md") -> str:
     """A text with what lies between two markers replaced.
 
     Raises:
@@ -25,12 +25,12 @@ def renewed(text: str, begin: str, end: str, written: str) -> str:
     before, first, rest = text.partition(begin)
     _, last, after = rest.partition(end)
     if not (first and last):
-        raise ValueError(f"README.md must have the lines {begin} and {end} around the table.")
+        raise ValueError(f"{page} must have the lines {begin} and {end} around the table.")
     return f"{before}{begin}\n\n{written}\n{end}{after}"
 
 
-def write(begin: str, end: str, written: str) -> None:
-    """Replace what lies between two markers in README.md."""
-    text = renewed(README.read_text(), begin, end, written)
-    with atomic_open(README) as file:
+def write(begin: str, end: str, written: str, page: Path = README) -> None:
+    """Replace what lies between two markers in README.md or another page."""
+    text = renewed(page.read_text(), begin, end, written, page.name)
+    with atomic_open(page) as file:
         file.write(text.encode())

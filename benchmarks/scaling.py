@@ -158,7 +158,7 @@ def main(argv: Sequence[str]) -> int:
     step, base = fit(points), int((arguments.per_gpu_batch or [max(points)[0]])[0])
     cluster = Cluster(**{name: getattr(arguments, name) for name in OPTIONS})
     width = {"fp32": 4, "bf16": 2}[arguments.reduction or cfg.run.reduction]
-    sizes = [width * count for count in parameter_counts(cfg)]
+    sizes = [width * count for count in parameter_counts(cfg).values()]
     batch, gpus = arguments.batch or cfg.run.batch_size, [int(count) for count in arguments.gpus]
     found = rows(step, base, batch, gpus, sizes, cluster)
     measured = ", ".join(f"{ms:g} ms at {images} images" for images, ms in points)

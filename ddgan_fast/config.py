@@ -139,6 +139,12 @@ class LossConfig:
     """Weight gamma of the R1 penalty gamma/2 * E |grad D|^2."""
     lazy_reg: int = 1
     """Apply R1 at every lazy_reg-th step, without rescaling."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """Weights of terms that join G's adversarial loss, by name: "l1" and "l2" of x_0' - x_0."""
+    x0_weight: float = 0.0
+    """Weight in G's loss of a second discriminator, which judges x_0' beside x_0; 0 = none."""
+    x0_r1_gamma: float | None = None
+    """Weight of the R1 penalty of the second discriminator; default that of the first."""
 
 
 @dataclass

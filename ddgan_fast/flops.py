@@ -15,8 +15,8 @@ from torch.utils.flop_counter import flop_registry
 
 from .config import Config
 from .diffusion import Diffusion
-from .models import build_discriminator, build_generator
-from .training.classifying import STEPS
+from .models import build_networks
+from .training.objective import build_step
 from .training.steps import Draws, MicroBatch, TrainStep
 
 _aten = torch.ops.aten
@@ -83,25 +83,28 @@ def training_flops(cfg: Config) -> dict[str, float]:
     """
     cfg = replace(cfg, run=replace(cfg.run, recompute=()))
     with torch.device("meta"):
-        generator = build_generator(cfg)
-        discriminator = build_discriminator(cfg) if cfg.loss.kind == "gan" else None
+        networks = build_networks(cfg)
         micro = _image(cfg)
     x, t, z = micro.images, micro.draws.t, micro.draws.z
     diffusion = Diffusion.from_config(cfg.model).to("meta")
     with torch.no_grad():
-        forward = count(lambda: generator(x, t, z))
-    if discriminator is None:
-        denoising = STEPS[cfg.loss.kind](generator, diffusion)
-        update = count(lambda: denoising.generator_gradients([micro]))
-        return {"generator_forward": forward, "training_image": update}
-    step = TrainStep(generator, discriminator, diffusion, cfg.loss.r1_gamma)
-    update_d = count(lambda: step.discriminator_gradients([micro], penalize=False))
-    r1 = count(lambda: step.discriminator_gradients([micro], penalize=True)) - update_d
+        forward = count(lambda: networks["generator"](x, t, z))
+    step = build_step(cfg, networks, diffusion)
     update_g = count(lambda: step.generator_gradients([micro]))
+    if not isinstance(step, TrainStep):
+        return {"generator_forward": forward, "training_image": update_g}
+
+    def judge(penalize: bool) -> None:
+        step.discriminator_gradients([micro], penalize)
+        if step.judge is not None:
+            step.judge_gradients([micro], penalize)
+
+    update_d = count(lambda: judge(False))
+    r1 = count(lambda: judge(True)) - update_d
     with torch.no_grad():
         return {
             "generator_forward": forward,
-            "discriminator_forward": count(lambda: discriminator(x, t, x)),
+            "discriminator_forward": count(lambda: networks["discriminator"](x, t, x)),
             "r1": r1,
             "training_image": update_d + update_g + r1 / cfg.loss.lazy_reg,
         }

@@ -23,6 +23,7 @@ _EXPECTED = {
     tuple[bool, ...]: "a list such as [true, false]",
     tuple[int, ...]: "a list of whole numbers such as [1, 2]",
     tuple[float, ...]: "a list of numbers such as [1, 2]",
+    dict[str, float]: "a mapping of names to numbers such as {l1: 0.5}",
 }
 
 
@@ -83,7 +84,7 @@ def set_options(config: Any, values: Mapping[Any, Any], where: str = "") -> None
         ValueError: an unknown option or a value of the wrong type.
     """
     known = _types(type(config))
-    for name, value in _dotted(values):
+    for name, value in _dotted(values, known):
         if name not in known:
             raise ValueError(_unknown_option(name, list(known), where))
         section, _, option = name.rpartition(".")
@@ -111,9 +112,9 @@ def _types(cls: Any) -> dict[str, Any]:
     return types
 
 
-def _dotted(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+def _dotted(values: Mapping[Any, Any], known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key not in known:
             yield from ((f"{key}.{name}", item) for name, item in value.items())
         else:
             yield str(key), value
@@ -157,6 +158,11 @@ def _as(value: Any, kind: Any) -> Any:
             return None
         items = tuple(_as(item, get_args(kind)[0]) for item in value)
         return None if None in items else items
+    if get_origin(kind) is dict:
+        if not isinstance(value, Mapping):
+            return None
+        pairs = {_as(name, str): _as(item, get_args(kind)[1]) for name, item in value.items()}
+        return None if None in pairs or None in pairs.values() else pairs
     if kind is str:
         return os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if kind is bool or isinstance(value, bool):

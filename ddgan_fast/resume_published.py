@@ -286,6 +286,8 @@ def _published(saved: Mapping[str, Any], cfg: Config, notes: list[str]) -> dict[
             f"Step {step:,} lies within an epoch of {o.lr_interval:,} steps, and the published "
             f"code counts whole ones: it will go on with epoch {epoch:,}."
         )
+    if "discriminator_x0" in saved:
+        notes.append("The second discriminator (loss.x0_weight) is left out: the format has one.")
     content: dict[str, Any] = {
         "epoch": epoch,
         "global_step": step,

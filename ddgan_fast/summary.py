@@ -9,7 +9,7 @@ import torch
 
 from .config import Config, to_dict
 from .doctor import kernel_lines
-from .models import build_discriminator, build_generator
+from .models import build_networks
 from .options import to_yaml
 from .tables import align
 from .training.checkpoint import list_states, step_of
@@ -61,16 +61,16 @@ def _micro_batch(cfg: Config, local: int, precision: str, device: torch.device) 
     return local // micro_count(local, asked)
 
 
-def parameter_counts(cfg: Config) -> tuple[int, ...]:
-    """Numbers of parameters of the generator and, of a GAN, the discriminator."""
-    builds = [build_generator] + ([build_discriminator] if cfg.loss.kind == "gan" else [])
+def parameter_counts(cfg: Config) -> dict[str, int]:
+    """Numbers of parameters of the networks that a run trains, by name."""
     with torch.device("meta"):
-        return tuple(sum(p.numel() for p in build(cfg).parameters()) for build in builds)
+        networks = build_networks(cfg)
+    return {name: sum(p.numel() for p in n.parameters()) for name, n in networks.items()}
 
 
 def _networks(cfg: Config) -> list[str]:
-    rows = zip(("generator", "discriminator"), parameter_counts(cfg), strict=False)
-    return ["Parameters", *align([(name, f"{count:,}") for name, count in rows])]
+    rows = [(name, f"{count:,}") for name, count in parameter_counts(cfg).items()]
+    return ["Parameters", *align(rows)]
 
 
 def _costs(flops: dict[str, Any]) -> list[str]:

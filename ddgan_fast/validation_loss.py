@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .options import unknown
 from .refusals import at_least, fraction, one_of, positive, require
+from .training.terms import known_terms
 
 if TYPE_CHECKING:
     from ddgan_fast.config import Config, OptimConfig
@@ -21,6 +23,14 @@ def validate_loss(config: Config) -> None:
         loss.lazy_reg,
         "it must be at least 1 (every step); loss.r1_gamma 0 turns R1 off",
     )
+    for name in loss.terms:
+        if name not in known_terms():
+            listed = f"there are {', '.join(known_terms())}"
+            raise ValueError(unknown("term in loss.terms", name, known_terms(), listed))
+        at_least(f"loss.terms.{name}", loss.terms[name], 0)
+    at_least("loss.x0_weight", loss.x0_weight, 0)
+    if loss.x0_r1_gamma is not None:
+        at_least("loss.x0_r1_gamma", loss.x0_r1_gamma, 0)
     if loss.kind == "ddpm":
         _noise_predictor(config)
     if loss.kind == "classifier":
@@ -46,6 +56,14 @@ def _noise_predictor(config: Config) -> None:
         config.loss.lazy_reg,
         'it must be 1 with loss.kind "ddpm": without a discriminator there is no R1 to leave out',
     )
+    _without_terms(config, "predicts noise and no x_0")
+
+
+def _without_terms(config: Config, what: str) -> None:
+    for name in ("x0_weight", "terms"):
+        value = getattr(config.loss, name)
+        rule = f'must stay off with loss.kind "{config.loss.kind}", which {what}'
+        require(not value, f"loss.{name}", value, f"it {rule}")
 
 
 def _classifier(config: Config) -> None:
@@ -69,6 +87,7 @@ def _classifier(config: Config) -> None:
         why = "there is no R1 to leave out" if allowed else "a classifier draws no samples"
         rule = f'it must be {allowed} with loss.kind "classifier": {why}'
         require(value == allowed, name, value, rule)
+    _without_terms(config, "tells classes apart and predicts no x_0")
 
 
 def validate_optim(optim: OptimConfig, adversarial: bool) -> None:

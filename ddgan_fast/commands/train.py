@@ -172,7 +172,8 @@ def _options(config: Config) -> Iterator[tuple[str, str, list[tuple[str, Any, An
 
 def _metavar(hint: Any) -> str:
     kind = get_args(hint)[0] if isinstance(hint, UnionType) else hint
-    return {bool: "true|false", int: "N", float: "X", str: "TEXT"}.get(kind, "LIST")
+    words = {bool: "true|false", int: "N", float: "X", str: "TEXT", dict[str, float]: "MAPPING"}
+    return words.get(kind, "LIST")
 
 
 def _explain(message: str) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "Rewrites",
     "build_discriminator",
     "build_generator",
+    "build_networks",
 ]
 
 
@@ -39,12 +40,27 @@ def build_generator(cfg: Config | ModelConfig) -> nn.Module:
     return Generator(model, Rewrites.parse(run.rewrites), run.recompute)
 
 
-def build_discriminator(cfg: Config) -> nn.Module:
-    """The discriminator D(x_t [N, C, H, W], t [N], x_{t+1}) -> logits [N, 1]."""
+def build_discriminator(cfg: Config, images: int = 2) -> nn.Module:
+    """The discriminator D(x_t [N, C, H, W], t [N], x_{t+1}) -> logits [N, 1].
+
+    With ``images`` 1 it sees x_t alone: D(x_t, t).
+    """
     d, channels, classes = cfg.discriminator, cfg.model.num_channels, cfg.model.num_classes
     if d.kind == "mlp":
-        return PointDiscriminator(d, channels, classes)
+        return PointDiscriminator(d, channels, images, classes)
     if d.kind == "dense":
-        return DenseDiscriminator(d, channels, cfg.model.image_size, classes)
+        return DenseDiscriminator(d, channels, cfg.model.image_size, images, classes)
     rewrites = Rewrites.parse(cfg.run.rewrites)
-    return Discriminator(d, channels, rewrites, cfg.run.recompute, classes)
+    return Discriminator(d, channels, rewrites, cfg.run.recompute, images, classes)
+
+
+def build_networks(cfg: Config) -> dict[str, nn.Module]:
+    """All networks that a run trains: "generator", and as the loss asks for them "discriminator"
+    and "discriminator_x0"."""
+    networks = {"generator": build_generator(cfg)}
+    if cfg.loss.kind == "gan":
+        networks["discriminator"] = build_discriminator(cfg)
+    if cfg.loss.x0_weight > 0:
+        # Last: the initial weights of the others stay those of a run without it.
+        networks["discriminator_x0"] = build_discriminator(cfg, images=1)
+    return networks

@@ -22,6 +22,7 @@ class DenseDiscriminator(nn.Module):
         cfg: the discriminator's configuration, validated.
         num_channels: channels of one image.
         image_size: height and width of an image in pixels.
+        images: how many it sees of each sample: the pair, or x_t alone.
         num_classes: classes that it is told; 0 = none.
     """
 
@@ -30,12 +31,13 @@ class DenseDiscriminator(nn.Module):
         cfg: DiscriminatorConfig,
         num_channels: int,
         image_size: int,
+        images: int = 2,
         num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.time_width = cfg.t_emb_dim
         pixels = num_channels * image_size**2
-        self.first = nn.Linear(2 * pixels + cfg.t_emb_dim + 1, cfg.hidden)
+        self.first = nn.Linear(images * pixels + cfg.t_emb_dim + 1, cfg.hidden)
         self.layers = nn.ModuleList(
             nn.Linear(cfg.hidden, cfg.hidden) for _ in range(cfg.hidden_layers - 1)
         )
@@ -46,7 +48,7 @@ class DenseDiscriminator(nn.Module):
         self,
         x_t: torch.Tensor,
         t: torch.Tensor,
-        x_next: torch.Tensor,
+        x_next: torch.Tensor | None = None,
         chunks: int = 1,
         label: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -54,7 +56,8 @@ class DenseDiscriminator(nn.Module):
         time = timestep_embedding(t, self.time_width).to(x_t.dtype)
         time = with_label(self.label_embed, time, label, t)
         deviation = group_deviation(x_t, chunks=chunks)[:, None]
-        h = torch.cat([x_t.flatten(1), x_next.flatten(1), time, deviation], 1)
+        seen = [x_t] if x_next is None else [x_t, x_next]
+        h = torch.cat([*(x.flatten(1) for x in seen), time, deviation], 1)
         h = F.leaky_relu(self.first(h), 0.2)
         for layer in self.layers:
             h = h + F.leaky_relu(layer(h), 0.2)

@@ -150,6 +150,7 @@ class Discriminator(nn.Module):
         num_channels: channels of one image.
         rewrites: the orders in which it computes; default those of "auto".
         recompute: resolutions (pixels) whose blocks run again in the backward pass.
+        images: how many it sees of each sample: the pair, or x_t alone.
         num_classes: classes that it is told; 0 = none.
     """
 
@@ -159,6 +160,7 @@ class Discriminator(nn.Module):
         num_channels: int,
         rewrites: Rewrites | None = None,
         recompute: Collection[int] = (),
+        images: int = 2,
         num_classes: int = 0,
     ) -> None:
         super().__init__()
@@ -167,7 +169,7 @@ class Discriminator(nn.Module):
         mults, downs = BLOCKS.get(cfg.kind, custom)
         width = 2 * cfg.ngf
         self.time_embed = TimeEmbedding(cfg.t_emb_dim)
-        self.conv_in = conv_fan_out(2 * num_channels, width, 1)
+        self.conv_in = conv_fan_out(images * num_channels, width, 1)
         self.blocks = nn.ModuleList()
         for mult, down in zip(mults, downs, strict=True):
             n_in, width = width, mult * cfg.ngf
@@ -180,7 +182,7 @@ class Discriminator(nn.Module):
         self,
         x_t: torch.Tensor,
         t: torch.Tensor,
-        x_next: torch.Tensor,
+        x_next: torch.Tensor | None = None,
         chunks: int = 1,
         label: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -189,7 +191,7 @@ class Discriminator(nn.Module):
         Args:
             x_t: [N, C, H, W].
             t: int64 [N].
-            x_next: x_{t+1} [N, C, H, W].
+            x_next: x_{t+1} [N, C, H, W]; None where it sees x_t alone.
             chunks: equal parts of the batch, each of which gets the logits that it would alone.
             label: classes int64 [N]; default the null class, model.num_classes.
 
@@ -200,7 +202,7 @@ class Discriminator(nn.Module):
         biases: Sequence[torch.Tensor | None] = [None] * len(self.blocks)
         if self.rewrites.joint_styles:
             biases = joined(time, [block.time_proj for block in self.blocks])
-        h = self.conv_in(torch.cat([x_t, x_next], 1))
+        h = self.conv_in(x_t if x_next is None else torch.cat([x_t, x_next], 1))
         for block, bias in zip(self.blocks, biases, strict=True):
             h = block(h, time, bias)
         h = minibatch_stddev(h, chunks=chunks)

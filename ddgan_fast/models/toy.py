@@ -72,13 +72,15 @@ class PointGenerator(nn.Module):
 
 
 class PointDiscriminator(nn.Module):
-    """D(x_t [N, D], t [N], x_{t+1} [N, D]) -> logits [N, 1]."""
+    """D(x_t [N, D], t [N], x_{t+1} [N, D]) -> logits [N, 1]; of x_t alone with ``images`` 1."""
 
-    def __init__(self, cfg: DiscriminatorConfig, dim: int, num_classes: int = 0) -> None:
+    def __init__(
+        self, cfg: DiscriminatorConfig, dim: int, images: int = 2, num_classes: int = 0
+    ) -> None:
         super().__init__()
         self.features = PointFeatures(dim, cfg.point_features)
         self.time_width = cfg.t_emb_dim
-        width = self.features.width + dim + cfg.t_emb_dim
+        width = self.features.width + (images - 1) * dim + cfg.t_emb_dim
         self.layers = _mlp([width, *[cfg.hidden] * cfg.hidden_layers, 1])
         self.label_embed = label_embedding(num_classes, cfg.t_emb_dim)
 
@@ -86,11 +88,12 @@ class PointDiscriminator(nn.Module):
         self,
         x_t: torch.Tensor,
         t: torch.Tensor,
-        x_next: torch.Tensor,
+        x_next: torch.Tensor | None = None,
         chunks: int = 1,
         label: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits [N, 1]; no sample knows of another, so ``chunks`` changes nothing."""
         time = timestep_embedding(t, self.time_width).to(x_t.dtype)
         time = with_label(self.label_embed, time, label, t)
-        return _run(self.layers, torch.cat([self.features(x_t), x_next, time], 1))
+        seen = [self.features(x_t)] if x_next is None else [self.features(x_t), x_next]
+        return _run(self.layers, torch.cat([*seen, time], 1))

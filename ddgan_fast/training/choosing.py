@@ -14,7 +14,6 @@ from ..data.torch_loader import Batch
 from . import compiling
 from .engine import Engine, gradients_of
 from .precision import Precision
-from .steps import TrainStep
 
 # Compiling takes minutes, which shorter runs do not earn back.
 _WORTH_COMPILING = 2000
@@ -196,19 +195,15 @@ def _gradients(
     found = {}
     seeds = engine.seeds()
     for name, network in engine.networks.items():
-        micro = engine.micro_batches(images, flip, seeds[name])[:1]
         scale = engine.scales[name]
         factor = None if scale is None else scale.value
-        module = getattr(engine, network)
-        if name == "G":
-            engine.train_step.generator_gradients(micro, factor)
-            found["the generator"] = gradients_of(module, factor)
-            continue
-        assert isinstance(engine.train_step, TrainStep)
-        for kind in engine.kinds:
-            engine.train_step.discriminator_gradients(micro, kind, factor)
-            label = f"the discriminator {'with' if kind else 'without'} R1"
-            found[label] = gradients_of(module, factor)
+        micro = engine.micro_batches(images, flip, seeds["G" if name == "G" else "D"])[:1]
+        for kind in engine.kinds if name != "G" else [False]:
+            if name == "D0":  # it judges what D's update leaves
+                engine.gradients("D", micro, kind)
+            engine.gradients(name, micro, kind)
+            with_r1 = "" if name == "G" else f" {'with' if kind else 'without'} R1"
+            found[f"the {network}{with_r1}"] = gradients_of(engine.modules[network], factor)
     return found
 
 

@@ -11,8 +11,9 @@ from torch import nn
 from ..diffusion import Diffusion
 from ..kernels import q_sample_pair
 from ..models.labels import told
+from .accumulation import reduce_only, scaled, shares, together
 from .compiling import Compilable
-from .steps import Draws, MicroBatch, reduce_only, scaled, shares, together
+from .steps import Draws, MicroBatch
 
 
 class NoiseLoss(nn.Module):

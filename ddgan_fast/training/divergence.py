@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-LOSSES = ("D/real", "D/fake", "G/loss")
-ACCURACIES = ("D/real_acc", "D/fake_acc")
+LOSSES = ("D/real", "D/fake", "G/loss", "D0/real", "D0/fake", "G/x0")
 
-FLOORS = {"D/grad_norm": 0.1, "G/grad_norm": 0.1, "D/r1": 0.1}
+FLOORS = dict.fromkeys(
+    ("D/grad_norm", "G/grad_norm", "D/r1", "D0/grad_norm", "D0/r1"), 0.1
+)
 """What must not grow, and the value that its median counts as at least: while D is still flat its
 gradients are tiny, and soon a hundred times that."""
 
@@ -118,7 +119,8 @@ class Detector:
         for name in FLOORS:
             if name in values:
                 yield self._growth(name, values[name])
-        yield _victory(values)
+        yield _victory("D", "the discriminator", "G/loss", values)
+        yield _victory("D0", "the discriminator of x_0", "G/x0", values)
 
     def _growth(self, name: str, value: float) -> _Look:
         history = self._history[name]
@@ -134,9 +136,10 @@ class Detector:
         )
 
 
-def _victory(values: Mapping[str, float]) -> _Look:
-    real, fake, loss = (values.get(name, math.nan) for name in LOSSES)
-    accuracy = [values.get(name, math.nan) for name in ACCURACIES]
+def _victory(d: str, called: str, opposed: str, values: Mapping[str, float]) -> _Look:
+    """Whether discriminator ``d`` has won against the generator's loss ``opposed``."""
+    real, fake, loss = (values.get(name, math.nan) for name in (f"{d}/real", f"{d}/fake", opposed))
+    accuracy = [values.get(f"{d}/{kind}_acc", math.nan) for kind in ("real", "fake")]
     bad = (
         min(accuracy) >= WON_ACCURACY
         and max(real, fake) <= WON_LOSS
@@ -144,9 +147,9 @@ def _victory(values: Mapping[str, float]) -> _Look:
     )
     return _Look(
         "won",
-        "D",
+        d,
         bad and all(math.isfinite(a) for a in accuracy),
         WON_TICKS,
-        f"the discriminator has won: it is right about {accuracy[0]:.1%} of the real and "
-        f"{accuracy[1]:.1%} of the generated images, and G/loss is {loss:.3g}",
+        f"{called} has won: it is right about {accuracy[0]:.1%} of the real and "
+        f"{accuracy[1]:.1%} of the generated images, and {opposed} is {loss:.3g}",
     )

@@ -16,11 +16,10 @@ from ..data.device import to_model_input
 from ..data.torch_loader import Batch
 from ..diffusion import Diffusion
 from ..kernels import philox
-from ..models import Rewrites, build_discriminator, build_generator
+from ..models import build_networks
 from ..models.layers import set_memory_format
 from . import run_state
-from .classifying import STEPS
-from .denoising import DenoisingStep
+from .accumulation import losses_of
 from .ema import WeightAverage
 from .graphs import (
     WARM_UP,
@@ -33,13 +32,14 @@ from .graphs import (
 from .guard import FiniteGuard, step_unless
 from .labels import StepLabels
 from .monitor import DeviceStats
+from .objective import build_step
 from .optim import adam_tensors, cosine_rate, make_adam, set_rate
 from .parallel import Ranks
 from .precision import Precision
 from .rollback import Returns
-from .steps import DRAWS_PER_STEP, LOSSES, MicroBatch, TrainStep, counter_draws
+from .steps import DRAWS_PER_STEP, MicroBatch, TrainStep, counter_draws
 
-NETWORKS = {"D": "discriminator", "G": "generator"}
+NETWORKS = {"D": "discriminator", "D0": "discriminator_x0", "G": "generator"}
 
 
 class Engine:
@@ -54,8 +54,8 @@ class Engine:
         index: int64 [N] on the device, this rank's positions in the global batch.
 
     Attributes:
-        modules: the networks that are trained, by name: "generator", and of a GAN "discriminator".
-        networks: their names by what updates are called, "D" and "G", in the updates' order.
+        modules: the networks that are trained, by name, as ``build_networks`` makes them.
+        networks: their names by what updates are called, "D", "D0" and "G", in their order.
         step: finished steps.
         returns: to earlier states; the data of a step must be ``returns.ahead`` steps ahead.
         mode: "eager", "compile", "graph" or "compile+graph".
@@ -84,20 +84,23 @@ class Engine:
         cfg, device = self.cfg, self.ranks.device
         torch.manual_seed(cfg.run.seed)
         layout = torch.channels_last if cfg.run.channels_last else torch.contiguous_format
-        self.generator = build_generator(cfg).to(device, self.dtype)
-        self.modules = {"generator": self.generator}
-        if cfg.loss.kind == "gan":
-            self.modules["discriminator"] = build_discriminator(cfg).to(device, self.dtype)
+        self.modules = {
+            name: module.to(device, self.dtype) for name, module in build_networks(cfg).items()
+        }
+        self.generator = self.modules["generator"]
         for module in self.modules.values():
             set_memory_format(module, layout)
         self.networks = {k: name for k, name in NETWORKS.items() if name in self.modules}
         self.diffusion = Diffusion.from_config(cfg.model).to(device)
-        self.train_step = self._make_step()
-        rates = {"generator": cfg.optim.lr_g, "discriminator": cfg.optim.lr_d}
-        self.optimizers = {
-            name: self._adam(module, rates[name]) for name, module in self.modules.items()
-        }
+        autocast = self.precision.autocast
+        self.train_step = build_step(
+            cfg, self.modules, self.diffusion, wrap=self._wrap, autocast=autocast
+        )
         o = cfg.optim
+        self.optimizers = {
+            name: self._adam(module, o.lr_g if name == "generator" else o.lr_d)
+            for name, module in self.modules.items()
+        }
         self.ema = WeightAverage(self.generator, o.ema_decay, o.ema_warmup)
 
     def _wrap(self, loss: nn.Module) -> nn.Module:
@@ -108,21 +111,6 @@ class Engine:
         # default stream cannot be recorded.
         with on_capture_stream(self.ranks.device):
             return self.ranks.wrap(loss)
-
-    def _make_step(self) -> TrainStep | DenoisingStep:
-        wrap, autocast = self._wrap, self.precision.autocast
-        if "discriminator" not in self.modules:
-            alone = STEPS[self.cfg.loss.kind]
-            return alone(self.generator, self.diffusion, wrap=wrap, autocast=autocast)
-        return TrainStep(
-            self.generator,
-            self.discriminator,
-            self.diffusion,
-            self.cfg.loss.r1_gamma,
-            wrap=wrap,
-            autocast=autocast,
-            joint=Rewrites.parse(self.cfg.run.rewrites).joint_d,
-        )
 
     @property
     def discriminator(self) -> nn.Module:
@@ -146,7 +134,7 @@ class Engine:
         )
 
     def take_step(self, batch: Batch) -> None:
-        """One update of each network, D's first."""
+        """One update of each network, G's last."""
         for name, network in self.networks.items():
             set_rate(self.optimizers[network], self.learning_rate(name))
         images, flip = self.network_input(batch)
@@ -173,16 +161,23 @@ class Engine:
         for name in self.networks:
             # The first step of a kind may compile, or choose algorithms.
             self.ranks.watchdog.enter("warming up" if self._is_new else f"{name} step")
-            micros = self.micro_batches(images, flip, seeds[name])
-            scale = self.scales[name]
-            factor = None if scale is None else scale.value
-            if name == "D":
-                assert isinstance(self.train_step, TrainStep)
-                stats = self.train_step.discriminator_gradients(micros, penalize, factor)
-            else:
-                stats = self.train_step.generator_gradients(micros, factor)
+            if name in seeds:  # D0 judges what G predicted for D
+                micros = self.micro_batches(images, flip, seeds[name])
+            stats = self.gradients(name, micros, penalize)
             self.update(name, stats, torch.cat([m.draws.t for m in micros]))
         self.step_on_device += 1
+
+    def gradients(
+        self, name: str, micros: list[MicroBatch], penalize: bool
+    ) -> dict[str, torch.Tensor]:
+        """Set the gradients of network ``name``, times its loss scale; per-sample statistics."""
+        scale, step = self.scales[name], self.train_step
+        factor = None if scale is None else scale.value
+        if name == "G":
+            return step.generator_gradients(micros, factor)
+        assert isinstance(step, TrainStep)
+        judge = step.discriminator_gradients if name == "D" else step.judge_gradients
+        return judge(micros, penalize, factor)
 
     def network_input(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A batch as the step takes it: bytes with flips, or finished images without."""
@@ -201,9 +196,9 @@ class Engine:
         return self.step_on_device + self._ahead
 
     def seeds(self) -> dict[str, torch.Tensor]:
-        """Seeds of the current step's draws, by network."""
+        """Seeds of the current step's draws, by the update that draws: "D" and "G"."""
         seeds = philox.step_seeds(self.cfg.run.seed, self.position, DRAWS_PER_STEP)
-        return dict(zip(NETWORKS, seeds.chunk(2), strict=True))
+        return dict(zip(("D", "G"), seeds.chunk(2), strict=True))
 
     def micro_batches(
         self, images: torch.Tensor, flip: torch.Tensor | None, seeds: torch.Tensor
@@ -232,7 +227,7 @@ class Engine:
         optimizer, scale = self.optimizers[NETWORKS[name]], self.scales[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        losses = torch.stack([value for key, value in stats.items() if key in LOSSES]).sum(0)
+        losses = torch.stack(losses_of(stats)).sum(0)
         excused = None
         if scale is not None:
             scale.unscale(gradients)
@@ -250,9 +245,9 @@ class Engine:
             self.stats.add_samples(key, values, t, self.cfg.model.num_timesteps, weight=good)
 
     def learning_rate(self, name: str) -> float:
-        """Rate of network "D" or "G" at the current step."""
+        """Rate of network "D", "D0" or "G" at the current step."""
         o, steps = self.cfg.optim, self.cfg.run.steps
-        rate = o.lr_d if name == "D" else o.lr_g
+        rate = o.lr_g if name == "G" else o.lr_d
         if o.lr_decay == "none":
             return rate
         return cosine_rate(self.step, rate, o.lr_min, steps, o.lr_interval)

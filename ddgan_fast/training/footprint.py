@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from ..config import Config
 from ..diffusion import Diffusion
-from ..models import Rewrites, build_discriminator, build_generator
+from ..models import build_networks
 from ..models.layers import set_memory_format
-from .classifying import STEPS
 from .denoising import DenoisingStep
+from .objective import build_step
 from .precision import Precision
 from .steps import Draws, MicroBatch, TrainStep
 
@@ -87,36 +87,36 @@ def estimate_memory(cfg: Config, micro_batch: int, precision: str, micros: int =
         micros: micro-batches in a step.
     """
     with FakeTensorMode():
-        step, batch = _step(cfg, micro_batch, precision)
+        step, batch, networks = _step(cfg, micro_batch, precision)
         # Gradients of the first micro-batch lie there while the second runs; later ones are alike.
         parts = [batch] * min(micros, 2)
-        sizes = [_bytes(step.generator)]
-        if isinstance(step, TrainStep):
-            sizes.append(_bytes(step.discriminator))
         with LiveBytes() as live:
             for parameter in step.generator.parameters():
                 parameter.grad = torch.empty_like(parameter)  # left by the step before
             if isinstance(step, TrainStep):
                 step.discriminator_gradients(parts, penalize=True)
+                if step.judge is not None:
+                    step.judge_gradients(parts, penalize=True)
             step.generator_gradients(parts)
-        weights = sum(sizes)
+        weights = sum(_bytes(network) for network in networks.values())
         return Memory(
             weights=weights,
             gradients=weights,
             adam=2 * weights,
-            ema=sizes[0],
+            ema=_bytes(step.generator),
             activations=max(live.peak - weights, 0),
         )
 
 
-def _step(cfg: Config, images: int, precision: str) -> tuple[TrainStep | DenoisingStep, MicroBatch]:
-    """A training step on the networks of a configuration, and a micro-batch for it."""
+def _step(
+    cfg: Config, images: int, precision: str
+) -> tuple[TrainStep | DenoisingStep, MicroBatch, dict[str, nn.Module]]:
+    """A training step of a configuration, a micro-batch for it, and its networks."""
     choice = Precision(precision, "cpu")
     dtype = choice.dtype
-    generator = build_generator(cfg)
-    discriminator = build_discriminator(cfg) if cfg.loss.kind == "gan" else None
+    networks = build_networks(cfg)
     layout = torch.channels_last if cfg.run.channels_last else torch.contiguous_format
-    for module in (generator, *([discriminator] if discriminator else [])):
+    for module in networks.values():
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.to(dtype)  # Module.to fails on fake tensors
         set_memory_format(module, layout)
@@ -132,18 +132,9 @@ def _step(cfg: Config, images: int, precision: str) -> tuple[TrainStep | Denoisi
         pair_noise=(x, x),
         posterior_noise=x,
     )
-    diffusion, micro = Diffusion.from_config(model), MicroBatch(x, None, draws)
-    if discriminator is None:
-        return STEPS[cfg.loss.kind](generator, diffusion, autocast=choice.autocast), micro
-    step = TrainStep(
-        generator,
-        discriminator,
-        diffusion,
-        cfg.loss.r1_gamma,
-        autocast=choice.autocast,
-        joint=Rewrites.parse(cfg.run.rewrites).joint_d,
-    )
-    return step, micro
+    diffusion = Diffusion.from_config(model)
+    step = build_step(cfg, networks, diffusion, autocast=choice.autocast)
+    return step, MicroBatch(x, None, draws), networks
 
 
 def _bytes(module: nn.Module) -> int:

@@ -16,7 +16,7 @@ from . import apex_adam
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _NOTHING = [0, -1, -1, -1, 0, -1]
-_NETWORKS = {"D": "discriminator", "G": "generator"}
+_NETWORKS = {"D": "discriminator", "D0": "discriminator of x_0", "G": "generator"}
 
 
 class Preemption:
@@ -84,7 +84,7 @@ class FiniteGuard:
             without any.
 
     Attributes:
-        grad_norm: l2 norm of the last gradient by network name ("D", "G"), [] on the device.
+        grad_norm: l2 norm of the last gradient by network name ("D", "D0", "G"), [] on the device.
     """
 
     def __init__(self, device: torch.device | str, max_skipped: int) -> None:
@@ -117,7 +117,7 @@ class FiniteGuard:
 
         Args:
             step: the current step; inside a CUDA graph int64 [], as a number would be frozen.
-            name: "D" or "G".
+            name: "D", "D0" or "G".
             grads: its gradients. A norm that overflows counts as non-finite, because Adam's second
                 moment would overflow with it.
             per_sample_loss: this rank's losses [N], to tell which timestep went wrong.

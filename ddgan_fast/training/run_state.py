@@ -71,6 +71,13 @@ def check(
             f"{where} holds a run with {name} = {old[name]}, but {name} = {new[name]} is asked "
             f"for{more}: go on with the old value, or choose another --run.dir."
         )
+    judged, asked = "discriminator_x0" in saved, cfg.loss.x0_weight > 0
+    if judged != asked:
+        raise ValueError(
+            f"{where} holds a run {'with' if judged else 'without'} a second discriminator, but "
+            f"loss.x0_weight = {cfg.loss.x0_weight} is asked for: go on with "
+            f"{old.get('loss.x0_weight', 0.0)}, or choose another --run.dir."
+        )
     if saved["data_digest"] != data_digest and not cfg.data.allow_change:
         raise ValueError(
             f"{where} was trained on other data (digest {saved['data_digest'][:12]}, now "

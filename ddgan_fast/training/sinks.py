@@ -16,7 +16,12 @@ from ddgan_fast.files import atomic_open
 
 LINE_INTERVAL_S = 10.0
 SMOOTHING = 0.7
-LOSSES = {"D": ("D/real", "D/fake"), "G": ("G/loss",), "R1": ("D/r1",)}
+LOSSES = {
+    "D": ("D/real", "D/fake"),
+    "D0": ("D0/real", "D0/fake"),
+    "G": ("G/loss",),
+    "R1": ("D/r1",),
+}
 """What the console calls a loss, and the statistics whose sum it is."""
 
 Say = Callable[[str], None]

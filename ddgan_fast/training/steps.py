@@ -6,19 +6,25 @@ A step is a function of the batch and of its draws; it touches no global random 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
+from ..data.device import to_model_input
 from ..diffusion import Diffusion
 from ..kernels import philox
 from ..models.labels import told
 from ..models.layers import DropoutDraws, without_autocast
+from .accumulation import reduce_only, scaled, shares, together
 from .compiling import Compilable
+from .terms import TermContext, WeightedTerm
+
+if TYPE_CHECKING:
+    from .second_judge import SecondJudge
 
 
 @dataclass
@@ -49,9 +55,6 @@ class Draws:
 # Draws of one network's update, in this order; the discriminator's come first.
 _T, _PAIR, _Z, _POSTERIOR, _DROP = range(5)
 DRAWS_PER_STEP = 10
-
-# The per-sample statistics that are losses.
-LOSSES = ("D/real", "D/fake", "G/loss")
 
 
 def counter_draws(
@@ -103,18 +106,22 @@ class DiscriminatorLoss(nn.Module):
     One loss means one backward pass: the real pass is traversed once for its loss and for R1, and
     DistributedDataParallel around this module reduces once. With ``joint`` real and fake images
     pass through D as one batch wherever R1 is not applied, whose gradient needs the real ones only.
+    Names of statistics begin with ``name``.
     """
 
-    def __init__(self, discriminator: nn.Module, r1_gamma: float, joint: bool = False) -> None:
+    def __init__(
+        self, discriminator: nn.Module, r1_gamma: float, joint: bool = False, name: str = "D"
+    ) -> None:
         super().__init__()
         self.discriminator = discriminator
         self.r1_gamma = r1_gamma
         self.joint = joint
+        self.name = name
 
     def forward(
         self,
         x_t: torch.Tensor,
-        x_next: torch.Tensor,
+        x_next: torch.Tensor | None,
         t: torch.Tensor,
         fake_x_t: torch.Tensor,
         penalize: bool,
@@ -126,19 +133,21 @@ class DiscriminatorLoss(nn.Module):
         With ``penalize``, x_t must be a leaf requiring grad. ``scale`` [] lifts R1's inner gradient
         into float16's range; it is divided out before squaring. ``label`` is as in ``Draws``.
         """
+        given = [t] if x_next is None else [t, x_next]
         if self.joint and not penalize:
-            pairs = (torch.cat(two) for two in ((x_t, fake_x_t), (t, t), (x_next, x_next)))
+            pairs = (torch.cat(two) for two in ((x_t, fake_x_t), *((c, c) for c in given)))
             twice = told(None if label is None else torch.cat((label, label)))
             real, fake = self.discriminator(*pairs, chunks=2, **twice).chunk(2)
         else:
-            real = self.discriminator(x_t, t, x_next, **told(label))
-            fake = self.discriminator(fake_x_t, t, x_next, **told(label))
-        loss_real, loss_fake = _softplus(-real), _softplus(fake)
+            real = self.discriminator(x_t, *given, **told(label))
+            fake = self.discriminator(fake_x_t, *given, **told(label))
+        loss_real, loss_fake = softplus(-real), softplus(fake)
+        d = self.name
         stats = {
-            "D/real": loss_real.detach(),
-            "D/fake": loss_fake.detach(),
-            "D/real_acc": _share(real > 0),
-            "D/fake_acc": _share(fake < 0),
+            f"{d}/real": loss_real.detach(),
+            f"{d}/fake": loss_fake.detach(),
+            f"{d}/real_acc": _share(real > 0),
+            f"{d}/fake_acc": _share(fake < 0),
         }
         loss = loss_real.mean() + loss_fake.mean()
         if penalize:
@@ -152,52 +161,72 @@ class DiscriminatorLoss(nn.Module):
             if factor is not None:
                 gradient = gradient / factor
             penalty = gradient.square().flatten(1).sum(1)
-            stats["D/r1"] = penalty.detach()
-            stats["D/r1_norm"] = penalty.detach().sqrt()
+            stats[f"{d}/r1"] = penalty.detach()
+            stats[f"{d}/r1_norm"] = penalty.detach().sqrt()
             loss = loss + 0.5 * self.r1_gamma * penalty.mean()
         return loss, stats
 
 
 class GeneratorLoss(nn.Module):
-    """E softplus(-D(x_t', t, x_{t+1})) with x_t' drawn from the posterior of G's prediction."""
+    """E softplus(-D(x_t', t, x_{t+1})) with x_t' drawn from the posterior of G's prediction x_0'.
+
+    Each of the ``terms`` adds its weight times its mean.
+    """
 
     def __init__(
-        self, generator: nn.Module, discriminator: nn.Module, diffusion: Diffusion
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        diffusion: Diffusion,
+        terms: Sequence[WeightedTerm] = (),
     ) -> None:
         super().__init__()
         self.generator = generator
         self.diffusion = diffusion
+        self.terms = list(terms)
         # Not a submodule: its parameters are the other network's, and not reduced with these.
         self._discriminator = [discriminator]
 
     def forward(
-        self, x_next: torch.Tensor, draws: Draws
+        self,
+        x_next: torch.Tensor,
+        draws: Draws,
+        x_t: torch.Tensor | None = None,
+        x0: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss and detached statistics."""
-        fake_x_t = denoise(self.generator, self.diffusion, x_next, draws)
+        """Loss and detached statistics; only the terms need the real x_t and x_0."""
+        fake_x_t, predicted = denoise(self.generator, self.diffusion, x_next, draws)
         logits = self._discriminator[0](fake_x_t, draws.t, x_next, **told(draws.label))
-        losses = _softplus(-logits)
-        return losses.mean(), {"G/loss": losses.detach()}
+        losses = softplus(-logits)
+        loss, stats = losses.mean(), {"G/loss": losses.detach()}
+        if x0 is not None and x_t is not None:
+            found = predicted.to(x_next.dtype)
+            context = TermContext(found, x0, x_t, x_next, draws.t, draws.label)
+            for term in self.terms:
+                losses = _per_sample(term, context)
+                loss = loss + term.weight * losses.mean()
+                stats[f"G/{term.name}"] = losses.detach()
+        return loss, stats
 
 
 class Denoiser(nn.Module):
-    """x_t' as the discriminator's update sees it: no gradient is taken through it."""
+    """x_t' and x_0' as the discriminators' updates see them: no gradient is taken through them."""
 
     def __init__(self, generator: nn.Module, diffusion: Diffusion) -> None:
         super().__init__()
         self.generator = generator
         self.diffusion = diffusion
 
-    def forward(self, x_next: torch.Tensor, draws: Draws) -> torch.Tensor:
+    def forward(self, x_next: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
         return denoise(self.generator, self.diffusion, x_next, draws)
 
 
 def denoise(
     generator: nn.Module, diffusion: Diffusion, x_next: torch.Tensor, draws: Draws
-) -> torch.Tensor:
-    """x_t' ~ q(x_t | x_0' = G(x_{t+1}, t, z), x_{t+1})."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_t' ~ q(x_t | x_0' = G(x_{t+1}, t, z), x_{t+1}), and x_0'."""
     x0 = generator(x_next, draws.t, draws.z, draws.drop, **told(draws.label))
-    return diffusion.sample_posterior(
+    x_t = diffusion.sample_posterior(
         x0,
         x_next,
         draws.t,
@@ -205,9 +234,28 @@ def denoise(
         seed=draws.posterior_seed,
         index=draws.index,
     )
+    return x_t, x0
 
 
-def _softplus(logits: torch.Tensor) -> torch.Tensor:
+def clean(micro: MicroBatch) -> torch.Tensor:
+    """The data x_0 [N, ...] of a micro-batch, mirrored, as the forward diffusion takes it."""
+    if micro.images.dtype != torch.uint8:
+        return micro.images
+    return to_model_input(micro.images, micro.flip)
+
+
+def _per_sample(term: WeightedTerm, context: TermContext) -> torch.Tensor:
+    """Losses [N] of a term, in float32 at least."""
+    losses = term.function(context)
+    if losses.shape != context.t.shape:
+        raise ValueError(
+            f"the term {term.name!r} of the loss returned the shape {list(losses.shape)}: it must "
+            f"return one loss per sample, {list(context.t.shape)}."
+        )
+    return losses.to(torch.promote_types(losses.dtype, torch.float32))
+
+
+def softplus(logits: torch.Tensor) -> torch.Tensor:
     """Per-sample softplus [N], in float32 at least."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     return F.softplus(logits.to(wide)).flatten()
@@ -219,7 +267,7 @@ def _share(right: torch.Tensor) -> torch.Tensor:
 
 
 class TrainStep:
-    """The two updates of one training step.
+    """The updates of one training step: D's, that of a second judge if there is one, and G's.
 
     Gradients stay in the parameters; the caller applies them (and may look at them first).
 
@@ -231,6 +279,8 @@ class TrainStep:
         wrap: what turns a loss module into a data-parallel one; default none.
         autocast: context for the forward passes; default none.
         joint: let D see real and fake images as one batch in steps without R1.
+        terms: what joins the adversarial loss of G.
+        judge: of x_0', beside D.
     """
 
     def __init__(
@@ -243,19 +293,25 @@ class TrainStep:
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         autocast: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
         joint: bool = False,
+        terms: Sequence[WeightedTerm] = (),
+        judge: SecondJudge | None = None,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
         self.diffusion = diffusion
-        self._d_parameters = [p for p in discriminator.parameters() if p.requires_grad]
+        self.judge = judge
+        self._predicted: list[torch.Tensor] = []
+        judges = [discriminator] + ([judge.network] if judge else [])
+        self._d_parameters = [p for d in judges for p in d.parameters() if p.requires_grad]
         wrap = wrap or (lambda module: module)
         d_loss = Compilable(DiscriminatorLoss(discriminator, r1_gamma, joint))
-        g_loss = Compilable(GeneratorLoss(generator, discriminator, diffusion))
+        self.terms = [*([judge.term] if judge else []), *terms]
+        g_loss = Compilable(GeneratorLoss(generator, discriminator, diffusion, self.terms))
         self.fake = Compilable(Denoiser(generator, diffusion))
-        self.parts = [d_loss, g_loss, self.fake]
+        self.parts = [d_loss, g_loss, self.fake, *([judge.part] if judge else [])]
         """What torch.compile may take over."""
         self.d_loss, self.g_loss = wrap(d_loss), wrap(g_loss)
-        self.losses = [self.d_loss, self.g_loss]
+        self.losses = [self.d_loss, self.g_loss, *([judge.loss] if judge else [])]
         self.autocast = autocast or contextlib.nullcontext
 
     def discriminator_gradients(
@@ -269,11 +325,11 @@ class TrainStep:
             root "D/r1_norm".
         """
         self.discriminator.zero_grad(set_to_none=True)
+        self._predicted = []
         collected = []
         for micro, share, last in shares(micros):
             x_t, x_next = self._pair(micro)
-            with torch.no_grad(), self.autocast():
-                fake_x_t = self.fake(x_next, micro.draws)
+            fake_x_t = self._fake(x_next, micro.draws)
             inputs = x_t.requires_grad_(penalize), x_next, micro.draws.t, fake_x_t, penalize
             with reduce_only(self.d_loss, last):
                 with self.autocast():
@@ -282,23 +338,41 @@ class TrainStep:
             collected.append(stats)
         return together(collected)
 
+    def judge_gradients(
+        self, micros: Sequence[MicroBatch], penalize: bool, scale: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Set the second judge's gradients on what G has just predicted for D's update.
+
+        Args:
+            micros: those of the call of ``discriminator_gradients`` before.
+            penalize, scale: as there.
+
+        Returns:
+            As there, under names that begin with "D0/".
+        """
+        assert self.judge is not None
+        predicted, self._predicted = self._predicted, []
+        return self.judge.gradients(micros, predicted, penalize, scale)
+
     def generator_gradients(
         self, micros: Sequence[MicroBatch], scale: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         """Set G's gradients, times ``scale`` [].
 
         Returns:
-            Detached per-sample statistics [N]: "G/loss".
+            Detached per-sample statistics [N]: "G/loss", the adversarial loss, and "G/<name>" of
+            every term, before its weight.
         """
         self.generator.zero_grad(set_to_none=True)
         self._train_discriminator(False)
         collected = []
         try:
             for micro, share, last in shares(micros):
-                _, x_next = self._pair(micro)
+                x_t, x_next = self._pair(micro)
+                real = [x_t, clean(micro)] if self.terms else []
                 with reduce_only(self.g_loss, last):
                     with self.autocast():
-                        loss, stats = self.g_loss(x_next, micro.draws)
+                        loss, stats = self.g_loss(x_next, micro.draws, *real)
                     scaled(loss * share, scale).backward()
                 collected.append(stats)
         finally:
@@ -308,6 +382,13 @@ class TrainStep:
     def _train_discriminator(self, on: bool) -> None:
         for parameter in self._d_parameters:
             parameter.requires_grad_(on)
+
+    def _fake(self, x_next: torch.Tensor, draws: Draws) -> torch.Tensor:
+        with torch.no_grad(), self.autocast():
+            fake_x_t, predicted = self.fake(x_next, draws)
+        if self.judge is not None:
+            self._predicted.append(predicted.to(x_next.dtype))
+        return fake_x_t
 
     def _pair(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         draws = micro.draws
@@ -319,25 +400,3 @@ class TrainStep:
             seed=draws.pair_seed,
             index=draws.index,
         )
-
-
-def scaled(loss: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    return loss if scale is None else loss * scale
-
-
-def shares(micros: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, float, bool]]:
-    """Each micro-batch with its share of the samples, and whether it is the last."""
-    total = sum(len(micro.draws.t) for micro in micros)
-    for i, micro in enumerate(micros):
-        yield micro, len(micro.draws.t) / total, i == len(micros) - 1
-
-
-def reduce_only(module: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Let gradients accumulate locally until the last micro-batch, which reduces them."""
-    if isinstance(module, DistributedDataParallel) and not last:
-        return module.no_sync()
-    return contextlib.nullcontext()
-
-
-def together(collected: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.cat([stats[name] for stats in collected]) for name in collected[0]}

@@ -10,7 +10,13 @@ import time
 import pytest
 import torch
 
-from ddgan_fast.benchmarks import gpu_parts, gpu_suite, kernel_bench, kernel_cases
+from ddgan_fast.benchmarks import (
+    gpu_networks,
+    gpu_parts,
+    gpu_suite,
+    kernel_bench,
+    kernel_cases,
+)
 from ddgan_fast.benchmarks.gpu_units import DEVICE_LOST, Child, read
 from ddgan_fast.benchmarks.kernel_timing import Clock
 
@@ -320,3 +326,12 @@ def test_what_is_left_out_is_not_run():
     chosen = dataclasses.replace(settings(), skip={("upfirdn2d", "torch")})
     rows = kernel_bench.run_case(small_case(), Clock(torch.device("cpu")), chosen)
     assert {row["provider"] for row in rows} == {"eager", "grouped_conv"}
+
+
+def test_other_objectives_are_rows_of_the_ablation(tmp_path):
+    one = child(tmp_path, "ablation")
+    assert one.run([("objectives", lambda: gpu_networks._ablation(one, "objectives"))]) == 0
+    rows = [r["row"] for r in read(one.records) if "row" in r]
+    assert [row["provider"] for row in rows] == ["bf16 channels_last, torch", "with D0", "with l1"]
+    assert all(row["case"] == "ablation" and row["agrees"] for row in rows)
+    assert not any("tflop_s" in row for row in rows)

@@ -123,8 +123,13 @@ def test_compiled_gradients_are_those_of_eager(tmp_path):
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"run__rewrites": "joint_d", "loss__lazy_reg": 2}, DENOISING],
-    ids=["gan", "joint", "ddpm"],
+    [
+        {},
+        {"run__rewrites": "joint_d", "loss__lazy_reg": 2},
+        {"loss__x0_weight": 1.0, "loss__terms": {"l1": 1.0}},
+        DENOISING,
+    ],
+    ids=["gan", "joint", "second discriminator", "ddpm"],
 )
 def test_every_network_is_told_the_same_classes(tmp_path, overrides):
     """Fakes are made and judged, and real images judged, under the labels of the batch."""
@@ -143,7 +148,9 @@ def test_every_network_is_told_the_same_classes(tmp_path, overrides):
         engine.take_step(batch)
         names = [name for name, _ in heard]
         joint = "run__rewrites" in overrides and batch.step == 1
-        gan = ["Generator", *["Discriminator"] * (1 if joint else 2), "Generator", "Discriminator"]
+        judges = 2 if "loss__x0_weight" in overrides else 1
+        judged = ["Discriminator"] * (1 if joint else 2) * judges
+        gan = ["Generator", *judged, "Generator", *["Discriminator"] * judges]
         assert names == (["Generator"] if overrides is DENOISING else gan)
         for _, label in heard:
             assert torch.equal(label, want.repeat(len(label) // len(want)))

@@ -90,6 +90,7 @@ def test_its_cost_is_known(tmp_path):
         ("model__num_classes", 0, 'at least 2 with loss.kind "classifier"'),
         ("model__centered", False, "sees what a DDPM sees"),
         ("loss__lazy_reg", 2, "there is no R1"),
+        ("loss__x0_weight", 1.0, "must stay off"),
         ("run__evaluate_every", 5, "a classifier draws no samples"),
         ("discriminator__kind", "none", "discriminator.kind is"),
     ],

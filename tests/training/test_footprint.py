@@ -30,16 +30,17 @@ def test_live_bytes():
 def real_step(cfg, images, precision):
     """Peaks of a step on real tensors beyond the weights: by operators, by torch's allocator."""
     torch.manual_seed(0)
-    step, micro = footprint._step(cfg, images, precision)
+    step, micro, networks = footprint._step(cfg, images, precision)
     micro.images.normal_(), micro.draws.z.normal_()
-    networks = (step.generator, step.discriminator)
 
     def run():
         for p in step.generator.parameters():
             p.grad = torch.empty_like(p)
         step.discriminator_gradients([micro], penalize=True)
+        if step.judge is not None:
+            step.judge_gradients([micro], penalize=True)
         step.generator_gradients([micro])
-        for network in networks:
+        for network in networks.values():
             network.zero_grad(set_to_none=True)
 
     with LiveBytes() as live:
@@ -75,7 +76,7 @@ def test_the_estimate_is_a_real_steps_peak(tmp_path, precision, changes):
 
 def test_its_parts(tmp_path):
     cfg = tiny(tmp_path, model__image_size=16, model__attn_resolutions=[], run__batch_size=8)
-    step, _ = footprint._step(cfg, 1, "fp32")
+    step, _, _ = footprint._step(cfg, 1, "fp32")
     g, d = (
         sum(p.numel() for p in network.parameters())
         for network in (step.generator, step.discriminator)

@@ -35,7 +35,8 @@ def engine_and_batches(tmp_path, count, **overrides):
 def everything(engine):
     state = engine.payload("")
     flat = {f"G.{k}": v for k, v in state["generator"].items()}
-    flat |= {f"D.{k}": v for k, v in state.get("discriminator", {}).items()}
+    for name in ("discriminator", "discriminator_x0"):
+        flat |= {f"{name}.{k}": v for k, v in state.get(name, {}).items()}
     flat |= {f"ema.{k}": v for k, v in state["ema"].items()}
     for name, optimizer in state["optimizers"].items():
         for number, entry in optimizer["state"].items():

@@ -72,7 +72,7 @@ def final_state(run_dir: Path | str) -> dict:
 def tensors_of(state: dict) -> dict[str, torch.Tensor]:
     """All weights, averages and moments of a state under flat names."""
     flat = {}
-    for part in ("generator", "discriminator", "ema"):
+    for part in ("generator", "discriminator", "discriminator_x0", "ema"):
         flat |= {f"{part}.{name}": value for name, value in state.get(part, {}).items()}
     for name, optimizer in state["optimizers"].items():
         for i, entry in optimizer["state"].items():
@@ -109,7 +109,7 @@ def record(cfg: Config, device: str = "cpu") -> dict:
     def watched_update(engine, name, stats, t):
         if engine.step == 0:
             network = NETWORKS[name]
-            parameters = getattr(engine, network).named_parameters()
+            parameters = engine.modules[network].named_parameters()
             recorded["gradients"] |= {
                 f"{network}.{key}": p.grad.clone() for key, p in parameters if p.grad is not None
             }
