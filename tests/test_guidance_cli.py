@@ -119,7 +119,7 @@ def test_evaluations_state_classes_and_count_both_predictions(files, tmp_path):
     for preset, words in (
         ("digits_classes", ""),
         ("digits_classes", "--guidance 2"),
-        ("digits_ddpm", f"--steps 2 --classifier {files['digits_classifier']}"),
+        ("digits_ddpm", f"--steps 2 --guiding-classifier {files['digits_classifier']}"),
         ("digits_ddpm", "--steps 2"),
     ):
         assert main(["evaluate", files[preset], *options, *words.split()]) == 0

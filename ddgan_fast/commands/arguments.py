@@ -44,8 +44,8 @@ def add_class(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument("--class", dest="classes", metavar="LIST", help=meaning)
 
 
-def add_guidance(parser: argparse.ArgumentParser) -> None:
-    """How strongly samples are to show their class."""
+def add_guidance(parser: argparse.ArgumentParser, *short: str) -> None:
+    """How strongly samples are to show their class; ``short`` names the classifier, too."""
     parser.add_argument(
         "--guidance",
         type=float,
@@ -54,7 +54,8 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
         "at twice the cost",
     )
     parser.add_argument(
-        "--classifier",
+        "--guiding-classifier",
+        *short,
         metavar="RUN",
         help="guide a DDPM by a classifier, trained with the preset digits_classifier or the like",
     )
@@ -71,19 +72,19 @@ def guidance_of(arguments: argparse.Namespace, cfg: Config, device: object) -> G
         FileNotFoundError: no such classifier.
     """
     classes = getattr(arguments, "classes", None)
-    given = (classes, arguments.guidance, arguments.classifier, arguments.classifier_scale)
+    given = (classes, arguments.guidance, arguments.guiding_classifier, arguments.classifier_scale)
     if all(value is None for value in given):
         return None
     from ..classifier import load_classifier
     from ..guidance import Guidance
 
     classifier = None
-    if arguments.classifier is not None:
-        classifier = load_classifier(arguments.classifier, device=str(device))
+    if arguments.guiding_classifier is not None:
+        classifier = load_classifier(arguments.guiding_classifier, device=str(device))
     elif arguments.classifier_scale is not None:
         raise ValueError(
             f"--classifier-scale is {arguments.classifier_scale}, but there is no classifier: name "
-            "one by --classifier RUN."
+            "one by --guiding-classifier RUN."
         )
     known = cfg.model.num_classes or (classifier.cfg.model.num_classes if classifier else 0)
     return Guidance(

@@ -104,7 +104,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser,
         "classes of the samples in turn: 3, or 0,1,2, or all (default: drawn uniformly)",
     )
-    add_guidance(parser)
+    add_guidance(parser, "--classifier")
     add_device(parser)
     parser.add_argument("--columns", type=int, help="images per row of a grid")
     arguments = parser.parse_args(argv)
