@@ -1,4 +1,7 @@
-"""Tables inside README.md and other pages that programs write, each between two marker lines."""
+"""Tables inside README.md and other pages that programs write, each between two marker lines.
+
+``python -m benchmarks.readme`` writes all of them anew, from ``results/`` and from the code.
+"""
 
 from __future__ import annotations
 
@@ -34,3 +37,18 @@ def write(begin: str, end: str, written: str, page: Path = README) -> None:
     text = renewed(page.read_text(), begin, end, written, page.name)
     with atomic_open(page) as file:
         file.write(text.encode())
+
+
+def main() -> None:
+    """Write every table."""
+    from . import cpu_tables, memory_table, objectives, op_table, step_table, trilemma_table
+
+    write(*cpu_tables.STEP, cpu_tables.step())
+    write(*cpu_tables.LOADERS, cpu_tables.loaders())
+    for module in (memory_table, op_table, step_table, trilemma_table):
+        module.main()
+    objectives.main([])
+
+
+if __name__ == "__main__":
+    main()

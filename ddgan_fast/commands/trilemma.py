@@ -36,6 +36,7 @@ examples:
   ddgan-fast trilemma gaussians25 --budget 2m --methods ddgan,ddpm200,oneshot
   ddgan-fast trilemma cifar10 --data cifar10/ --budget 10m --extractor lite0
   ddgan-fast trilemma digits --budget 3m --load ddgan=runs/digits
+  ddgan-fast trilemma stacked_mnist --data mnist/ --budget 1h --classifier mnist.safetensors
 """
 _OPTION = re.compile(r"--([a-z]+\.\w+)(?:=(.*))?", re.S)
 _POINTS, _IMAGES = 10_000, 5_000
@@ -88,6 +89,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--metrics", metavar="LIST", help="as of ddgan-fast evaluate")
     parser.add_argument("--extractor", help="as of ddgan-fast evaluate (default: what is there)")
     parser.add_argument("--inception", metavar="PATH", help="pytorch-fid's weight file")
+    parser.add_argument("--classifier", metavar="FILE", help="of ddgan-fast classifier, for idx")
     parser.add_argument(
         "--load",
         action="append",
@@ -155,16 +157,33 @@ def _judge(
 
     name = arguments.extractor
     if name is None:
-        name = "inception" if arguments.inception else "lite0"
-        name = "digits" if first.cfg.data.source == "digits" else name
+        name = _likely(arguments, first.cfg.data.source)
     wanted = arguments.metrics
     if wanted is None:
-        wanted = "modes" if points else "fid,pr,dc,modes" if name == "digits" else "fid,pr,dc"
-    metrics = parse_metrics(wanted, first.cfg.model.kind, name)
+        counted = name in ("digits", "idx")
+        wanted = "modes" if points else "fid,pr,dc,modes" if counted else "fid,pr,dc"
+    model = first.cfg.model
+    metrics = parse_metrics(wanted, model.kind, name)
     if points:
         return None, metrics
-    device = choose_device(arguments.device)
-    return build_extractor(name, weights=arguments.inception, device=device), metrics
+    extractor = build_extractor(
+        name,
+        weights=arguments.inception,
+        classifier=arguments.classifier,
+        size=model.image_size,
+        channels=model.num_channels,
+        device=choose_device(arguments.device),
+    )
+    return extractor, metrics
+
+
+def _likely(arguments: argparse.Namespace, source: str) -> str:
+    """The extractor that what is given is for."""
+    if arguments.classifier:
+        return "idx"
+    if arguments.inception:
+        return "inception"
+    return "digits" if source == "digits" else "lite0"
 
 
 def _seeds(text: str) -> tuple[int, ...]:

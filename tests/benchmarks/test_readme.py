@@ -1,0 +1,19 @@
+"""What README.md says of committed results is what they hold."""
+
+import pytest
+
+from benchmarks import cpu_tables, readme, trilemma_table
+
+TABLES = {
+    "step": (cpu_tables.STEP, cpu_tables.step),
+    "loaders": (cpu_tables.LOADERS, cpu_tables.loaders),
+    "trilemma": ((trilemma_table.BEGIN, trilemma_table.END), trilemma_table.written),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_up_to_date(name):
+    markers, written = TABLES[name]
+    text = readme.README.read_text()
+
+    assert readme.renewed(text, *markers, written()) == text, "run: python -m benchmarks.readme"
