@@ -206,21 +206,13 @@ class Engine:
         """Deal the local batch to micro-batches, interleaved like the global one to ranks."""
         model, m = self.cfg.model, self.micros
         label = None if self.labels is None else self.labels.drawn(self.position)
-        return [
-            MicroBatch(
-                images[k::m],
-                None if flip is None else flip[k::m],
-                counter_draws(
-                    seeds,
-                    self.index[k::m],
-                    model.num_timesteps,
-                    model.nz,
-                    self.dtype,
-                    None if label is None else label[k::m],
-                ),
-            )
-            for k in range(m)
-        ]
+        micros = []
+        for k in range(m):
+            own = self.index[k::m]
+            draws = counter_draws(seeds, own, model.num_timesteps, model.nz, self.dtype)
+            draws.label = None if label is None else label[k::m]
+            micros.append(MicroBatch(images[k::m], None if flip is None else flip[k::m], draws))
+        return micros
 
     def update(self, name: str, stats: dict[str, torch.Tensor], t: torch.Tensor) -> None:
         """Apply the gradients of network ``name``, and count its statistics."""

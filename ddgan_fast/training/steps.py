@@ -58,12 +58,7 @@ DRAWS_PER_STEP = 10
 
 
 def counter_draws(
-    seeds: torch.Tensor,
-    index: torch.Tensor,
-    num_timesteps: int,
-    nz: int,
-    dtype: torch.dtype,
-    label: torch.Tensor | None = None,
+    seeds: torch.Tensor, index: torch.Tensor, num_timesteps: int, nz: int, dtype: torch.dtype
 ) -> Draws:
     """Draws of one update as a function of its seeds and the samples' global positions.
 
@@ -73,7 +68,6 @@ def counter_draws(
         num_timesteps: T.
         nz: length of the latent.
         dtype: of the latent.
-        label: int64 [N], the samples' classes, where there are any.
     """
 
     def seed(i: int) -> torch.Tensor:
@@ -86,7 +80,6 @@ def counter_draws(
         pair_seed=seed(_PAIR),
         posterior_seed=seed(_POSTERIOR),
         drop=DropoutDraws(seed(_DROP), index),
-        label=label,
     )
 
 
