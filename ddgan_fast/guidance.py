@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -18,13 +19,26 @@ from .config import Config
 from .diffusion import Diffusion, Generator
 from .kernels import philox
 
-if TYPE_CHECKING:
-    from .classifier import LoadedClassifier
-
 Conditional = Callable[..., torch.Tensor]
 """A generator (x, t, z) that also takes ``label=`` int64 [N]."""
 Classifier = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(x_{t+1} [N, ...], t int64 [N]) -> logits [N, K]."""
+
+
+class Guide(Protocol):
+    """A classifier with what it was trained for: ``classifier.LoadedClassifier``."""
+
+    cfg: Config
+    source: Path
+
+    def check(self, cfg: Config) -> None:
+        """Refuse a model that it does not fit."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move it."""
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Logits [N, K] of x_{t+1} [N, ...] and t int64 [N]."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,7 @@ class Guidance:
 
     labels: tuple[int, ...] = ()
     scale: float = 1.0
-    classifier: LoadedClassifier | None = None
+    classifier: Guide | None = None
     classifier_scale: float = 1.0
 
 

@@ -19,7 +19,8 @@ FLOORS = {
     "options": set(),
     "files": set(),
     "images": {"files"},
-    "samplers": {"kernels", "diffusion", "config"},
+    "guidance": {"kernels", "diffusion", "config"},
+    "samplers": {"kernels", "diffusion", "config", "guidance"},
 }
 
 
