@@ -23,7 +23,7 @@ def done(tmp_path_factory):
 def test_it_writes_its_folder_and_the_file(done):
     folder = done / "runs/profile-gaussians25"
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["profile.json", "trace.json.gz"]
+    assert names == ["profile.json", "trace-with-r1.json.gz", "trace-without-r1.json.gz"]
     content = json.loads((done / "mine.json").read_text())
     assert content == json.loads((folder / "profile.json").read_text())
     found = content["profile"]
@@ -35,7 +35,7 @@ def test_it_writes_its_folder_and_the_file(done):
 
 
 def test_it_prints_tables_and_hints(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(profiler, "_TRACED", 1)
+    monkeypatch.setattr(profiler, "_TRACED", 0)
     monkeypatch.setattr(profiler, "_WARM_UP", 1)
     command = ["profile", "gaussians25", "--run.batch_size", "4", "--device", "cpu", "--steps", "1"]
     assert main([*command, "--out", str(tmp_path / "new")]) == 0

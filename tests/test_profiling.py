@@ -5,6 +5,7 @@ import copy
 import gzip
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from torch.autograd import DeviceType
 
 from ddgan_fast.config import from_dict, load_config
+from ddgan_fast.data.torch_loader import Loader
 from ddgan_fast.flops import training_flops
-from ddgan_fast.profiling import ceilings, figures, profiler, session, trace
+from ddgan_fast.profiling import ceilings, figures, profiler, trace
 from ddgan_fast.profiling.ceilings import Ceilings
 from ddgan_fast.profiling.costs import Cost, CostCounter
 from ddgan_fast.profiling.figures import GAPS, REDUCTION
@@ -63,14 +65,19 @@ def tiny(**sections):
     return from_dict(values)
 
 
-def quick(cfg, out, **options):
-    return profiler.profile(cfg, out, device="cpu", steps=1, scale=0.05, **options)
+def quick(cfg, out):
+    """A profile of one round, without traces."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiler, "_WARM_UP", 1)
+        patch.setattr(profiler, "_TRACED", 0)
+        return profiler.profile(cfg, out, device="cpu", steps=1, scale=0.05)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(profiler, "_TRACED", 1)
+        patch.setattr(profiler, "_WARM_UP", 1)
         out = tmp_path_factory.mktemp("profile")
         return profiler.profile(tiny(), out, device="cpu", steps=2, scale=0.05)
 
@@ -85,8 +92,11 @@ def test_every_phase_of_a_step_is_found(found):
 
 
 def test_operators_do_the_work_of_the_step(found):
-    gflop = sum(row.get("gflop", 0) for row in found["operators"])
-    assert gflop == pytest.approx(8 * training_flops(tiny())["training_image"] / 1e9, rel=1e-3)
+    gflop = {row["operator"]: row["gflop"] for row in found["operators"] if "gflop" in row}
+    # Fused attention computes its scores again on the way back, one of five products.
+    again = gflop["aten::_scaled_dot_product_flash_attention_for_cpu_backward"] / 5
+    needed = 8 * training_flops(tiny())["training_image"] / 1e9
+    assert sum(gflop.values()) - again == pytest.approx(needed, rel=1e-4)
     names = {row["operator"] for row in found["operators"]}
     assert {"aten::convolution", "aten::_fused_adam_", "ddgan_fast::ada_group_norm_silu"} <= names
     assert all(row["ms"] > 0 for row in found["operators"])
@@ -117,7 +127,7 @@ def test_memory_is_that_of_the_estimate(found):
 
 
 def test_the_trace_names_the_phases(found):
-    kept = [json.loads(gzip.open(path).read()) for path in found["files"]]
+    kept = [json.loads(gzip.decompress(Path(path).read_bytes())) for path in found["files"]]
     assert len(kept) == 2
     names = [{event.get("name") for event in content["traceEvents"]} for content in kept]
     assert f"{trace.RANGE}{R1}" in names[0] and f"{trace.RANGE}{R1}" not in names[1]
@@ -159,26 +169,18 @@ def test_a_failing_step_leaves_nothing_behind(monkeypatch):
 
 
 def test_a_sleep_in_the_loader_is_named(tmp_path, monkeypatch):
-    build = session.build_dataset
+    take = Loader.__next__
 
-    def slow(cfg):
-        dataset = build(cfg)
-        fetch = dataset.fetch
+    def late(self):
+        time.sleep(0.3)
+        return take(self)
 
-        def late(indices):
-            time.sleep(0.3)
-            return fetch(indices)
-
-        dataset.fetch = late
-        return dataset
-
-    monkeypatch.setattr(session, "build_dataset", slow)
-    monkeypatch.setattr(profiler, "_WARM_UP", 1)
-    monkeypatch.setattr(profiler, "_TRACED", 1)
-    found = quick(tiny(loss={"lazy_reg": 1}, data={"loader": "ring"}), tmp_path)
+    monkeypatch.setattr(Loader, "__next__", late)
+    found = quick(tiny(loss={"lazy_reg": 1}), tmp_path)
     wait = next(row for row in found["phases"] if row["phase"] == WAIT)
-    assert wait["share"] > 0.3
-    assert "data wait" in found["hints"][0] and f"{wait['share']:.0%}" in found["hints"][0]
+    assert wait["ms"] > 299 and found["data"]["host_wait_ms"] > 299
+    (hint,) = [text for text in found["hints"] if "data wait" in text]
+    assert hint.startswith(f"{wait['share']:.0%} data wait ({wait['ms']:.4g} ms a step)")
 
 
 def test_an_extra_pass_through_d_is_named(tmp_path, monkeypatch):
@@ -191,8 +193,6 @@ def test_an_extra_pass_through_d_is_named(tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(DiscriminatorLoss, "forward", wasteful)
-    monkeypatch.setattr(profiler, "_WARM_UP", 1)
-    monkeypatch.setattr(profiler, "_TRACED", 1)
     found = quick(tiny(), tmp_path)
     assert found["images"]["discriminator"] == {"images": 4.0, "needed": 3}
     assert "D, pass 3" in {row["phase"] for row in found["phases"]}
@@ -207,18 +207,14 @@ def test_an_extra_pass_through_d_is_named(tmp_path, monkeypatch):
         ("gaussians25", {"generator": {"images": 2.0, "needed": 2}}),
     ],
 )
-def test_other_kinds_of_training(preset, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(profiler, "_WARM_UP", 1)
-    monkeypatch.setattr(profiler, "_TRACED", 1)
+def test_other_kinds_of_training(preset, expected, tmp_path):
     found = quick(load_config(preset, {"run.batch_size": 4}), tmp_path)
     assert expected.items() <= found["images"].items()
     assert ("D real" in {row["phase"] for row in found["phases"]}) == (preset == "gaussians25")
     assert not [text for text in found["hints"] if "too many" in text]
 
 
-def test_joint_passes_and_micro_batches_are_no_extra_passes(tmp_path, monkeypatch):
-    monkeypatch.setattr(profiler, "_WARM_UP", 1)
-    monkeypatch.setattr(profiler, "_TRACED", 1)
+def test_joint_passes_and_micro_batches_are_no_extra_passes(tmp_path):
     found = quick(tiny(run={"rewrites": "joint_d", "micro_batch": 4}), tmp_path)
     assert found["images"]["discriminator"]["images"] == 3.0
     assert found["micro_batches"] == 2
@@ -226,8 +222,7 @@ def test_joint_passes_and_micro_batches_are_no_extra_passes(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_compiled_parts_are_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(profiler, "_TRACED", 1)
+def test_compiled_parts_are_left_alone(tmp_path):
     found = quick(tiny(run={"engine": "compile", "compiler": "aot_eager"}), tmp_path)
     assert found["engine"] == "compile" and found["images"] == {}
     phases = {row["phase"]: row["ms"] for row in found["phases"]}

@@ -163,14 +163,17 @@ def _traces(
             session.step(kind, True)
             session.timeline.finish()
 
-        # The first step under the profiler also starts the profiler.
-        trace.record(step, session.device)
+        if on_gpu:
+            # The first step under the profiler also starts the profiler.
+            trace.record(step, session.device)
         own: list[trace.Trace] = []
         began = time.monotonic()
         while len(own) < _TRACED and (not own or time.monotonic() - began < _TRACED_SECONDS):
-            events = trace.record(step, session.device, path if not own else None)
-            own.append(trace.read(events, known, on_gpu))
-        files.append(str(path))
+            profiler = trace.record(step, session.device)
+            if not own:
+                trace.keep(profiler, path)
+                files.append(str(path))
+            own.append(trace.read(profiler.events() or [], known, on_gpu))
         found[kind] = own
     session.timeline.ranges = False
     return found, files

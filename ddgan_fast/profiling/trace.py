@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import gzip
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from ..files import atomic_open
 from .timeline import RANGE
 
 Interval = tuple[float, float]
@@ -69,27 +72,30 @@ class Trace:
         return found
 
 
-def record(step: Callable[[], None], device: torch.device, path: Path | None = None) -> Any:
-    """Run a step under torch's profiler.
-
-    Args:
-        step: what is profiled; it waits for the device itself.
-        device: where it runs.
-        path: of the Chrome trace (.json.gz), if it is to be kept.
-
-    Returns:
-        The profiler's events.
-    """
+def record(step: Callable[[], None], device: torch.device) -> profile:
+    """Run a step, which waits for the device itself, under torch's profiler."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with _quiet(), profile(activities=activities) as profiler:
         step()
-    if path is not None:
-        temporary = path.with_name(f".{path.name.removesuffix('.json.gz')}.tmp.json.gz")
-        profiler.export_chrome_trace(str(temporary))
-        os.replace(temporary, path)
-    return profiler.events()
+    return profiler
+
+
+def keep(profiler: profile, path: Path) -> None:
+    """Write the Chrome trace (.json.gz), whole or not at all."""
+    plain = path.with_name(f".{path.name}.{os.getpid()}.json")
+    try:
+        profiler.export_chrome_trace(str(plain))
+        # Torch's own compression goes line by line, which takes seconds.
+        with (
+            open(plain, "rb") as source,
+            atomic_open(path) as target,
+            gzip.GzipFile(path.stem, "wb", 6, target) as packed,
+        ):
+            shutil.copyfileobj(source, packed, 1 << 20)
+    finally:
+        plain.unlink(missing_ok=True)
 
 
 def read(events: Sequence[Any], known: Collection[str], on_gpu: bool) -> Trace:
