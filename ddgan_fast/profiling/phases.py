@@ -40,9 +40,9 @@ def marked(engine: Engine, timeline: Timeline) -> Iterator[None]:
         if engine.ranks.device.type == "cuda":
             marks.around(CudaCopies, "receive", COPY, back=WAIT)
         if "graph" in engine.mode:
-            # What is inside was recorded, and no mark can be set while it is replayed.
+            # Marks inside are passed only where the step is taken operator by operator after all.
             marks.around(engine, "run_step", RECORDED)
-        elif isinstance(engine.train_step, TrainStep):
+        if isinstance(engine.train_step, TrainStep):
             marks.gan(engine.train_step)
         else:
             marks.hook(engine.train_step.diffuse, Q_SAMPLE, REST)

@@ -71,17 +71,19 @@ class Timeline:
 
     Attributes:
         steps: those that were taken, in order.
-        ranges: name the phases in the profiler's trace, too.
+        ranges: name the phases in a trace of torch's profiler, too; as NVTX ranges they always are.
         watchers: told of every phase that begins.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self.steps: list[Step] = []
         self.ranges = False
         self.watchers: list[Callable[[str], None]] = []
         self._current: Step | None = None
         self._range: torch.profiler.record_function | None = None
+        self._in_range = False
 
     def start(self, penalize: bool, marked: bool, first: str) -> None:
         """A step begins, with this phase; the step before ends."""
@@ -123,7 +125,7 @@ class Timeline:
         self._close(self._stamp())
         self._current = None
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
 
     def _close(self, stamp: _Stamp) -> None:
         self._end_range()
@@ -141,14 +143,16 @@ class Timeline:
         if self.ranges:
             self._range = torch.profiler.record_function(RANGE + phase)
             self._range.__enter__()
-            if self._cuda:
-                torch.cuda.nvtx.range_push(RANGE + phase)
+        if self._cuda:
+            torch.cuda.nvtx.range_push(RANGE + phase)
+            self._in_range = True
         for watcher in self.watchers:
             watcher(phase)
 
     def _end_range(self) -> None:
+        if self._in_range:
+            torch.cuda.nvtx.range_pop()
+            self._in_range = False
         if self._range is not None:
             self._range.__exit__(None, None, None)
             self._range = None
-            if self._cuda:
-                torch.cuda.nvtx.range_pop()
