@@ -79,4 +79,4 @@ def test_bad_input_is_told_and_nothing_is_left(words, complaint, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert main(["profile", *words]) == 2
     assert complaint in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.iterdir())

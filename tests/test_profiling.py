@@ -363,7 +363,7 @@ def test_kinds_of_step_count_by_their_shares_and_outliers_do_not():
     shares = {True: 0.25, False: 0.75}
     step = figures.step_figures(steps, shares, 3)
     assert step["ms_p50"] == 1500 and step["ms_parts"] == {"with_r1": 3000, "without_r1": 1000}
-    assert step["img_s"] == 2 and step["marks_cost"] == 0
+    assert step["img_s"] == 2 and step["marks_cost"] == {"p20": 0, "p50": 0, "p80": 0}
     traces = {True: [], False: []}
     rows = figures.phase_figures(steps, shares, traces, on_gpu=False)
     assert rows[0]["phase"] == "D real" and rows[0]["ms"] == 1500

@@ -60,7 +60,6 @@ def main(argv: Sequence[str]) -> int:
     out = Path(own.out or f"runs/profile-{cfg.preset}")
     if not first:
         out = out / f"rank-{os.environ['RANK']}"
-    out.mkdir(parents=True, exist_ok=True)
     say = (lambda text: print(text, flush=True)) if first else (lambda text: None)
     threads = cfg.run.threads or torch.get_num_threads()
     machine = facts.machine(choose_device(request.device)) | {"threads": threads}

@@ -45,7 +45,7 @@ def step_figures(steps: Sequence[Step], shares: Shares, images: int) -> Row:
         "ms_parts": parts,
         "img_s": rounded(1e3 * images / p50),
         "rounds": len(whole),
-        "marks_cost": rounded(np.median(ratios) - 1),
+        "marks_cost": {f"p{p}": rounded(np.quantile(ratios, p / 100) - 1) for p in (20, 50, 80)},
     }
 
 

@@ -42,7 +42,7 @@ def profile(
 
     Args:
         cfg: what would be trained; without a data path, synthetic images.
-        out: an existing folder for the Chrome traces and, on a GPU, the allocator's history.
+        out: a folder, made when absent, for Chrome traces and, on a GPU, the allocator's history.
         device: "cpu", "cuda" or "cuda:0"; default a GPU when there is one.
         steps: of each kind (with R1, without), with marks and as many without.
         say: told what is chosen and done.
@@ -73,6 +73,7 @@ def _measure(session: Session, out: Path, rounds: int, scale: float, say: Say) -
     cfg, engine, device = session.cfg, session.engine, session.device
     on_gpu = device.type == "cuda"
     shares = {kind: session.share(kind) for kind in session.kinds}
+    out.mkdir(parents=True, exist_ok=True)
     say("Warming up.")
     session.rounds(_WARM_UP)
     say(f"Timing {rounds} steps of each kind, with marks and without.")

@@ -59,12 +59,13 @@ def _show_phases(found: Profile) -> None:
         )
         for row in found["phases"]
     ]
-    total = sum(row["ms"] for row in found["phases"])
+    total, cost = sum(row["ms"] for row in found["phases"]), step["marks_cost"]
     rows.append(("together", f"{total:.2f}", "", "", ""))
     print_table("Phases of a mean step", ("phase", "ms", "share", "gaps in it", ""), rows)
     print(
         f"Together {found['sum_over_step']:.1%} of the median step, which was measured without "
-        f"marks; the marks lengthen a step by {step['marks_cost']:.1%} (median of neighbours)."
+        f"marks. A step with marks takes {cost['p50']:+.1%} against its neighbour without "
+        f"(median; 20-80 %: {cost['p20']:+.1%} to {cost['p80']:+.1%})."
     )
 
 
