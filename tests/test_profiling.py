@@ -300,10 +300,13 @@ def test_operators_of_operators_count_once():
     inner = event("aten::copy_", 12, 14)
     outer = event("aten::convolution", 10, 20, children=[inner])
     composite = event("aten::conv2d", 9, 21, children=[outer])
-    phase = event(f"{trace.RANGE}D real", 5, 30, children=[composite])
+    talk = event("c10d::allreduce_", 22, 29)
+    phase = event(f"{trace.RANGE}D real", 5, 30, children=[composite, talk])
     beside = event("aten::convolution", 40, 90)
-    events = [phase, composite, outer, inner, beside]
-    read = trace.read(events, {"aten::convolution", "aten::copy_"}, on_gpu=False)
+    events = [phase, composite, outer, inner, talk, beside]
+    known = {"aten::convolution", "aten::copy_", "c10d::allreduce_"}
+    read = trace.read(events, known, on_gpu=False)
+    assert read.talking == pytest.approx(7e-6)
     assert read.operators == {"aten::convolution": Use(pytest.approx(10e-6), 1)}
     assert read.phases() == {"D real": Span("D real", pytest.approx(25e-6), pytest.approx(10e-6))}
 

@@ -169,7 +169,10 @@ def _traces(
             trace.record(step, session.device)
         own: list[trace.Trace] = []
         began = time.monotonic()
-        while len(own) < _TRACED and (not own or time.monotonic() - began < _TRACED_SECONDS):
+        while len(own) < _TRACED:
+            # Ranks must take the same steps.
+            if session.ranks.any(bool(own) and time.monotonic() - began > _TRACED_SECONDS):
+                break
             profiler = trace.record(step, session.device)
             if not own:
                 trace.keep(profiler, path)

@@ -111,7 +111,7 @@ def read(events: Sequence[Any], known: Collection[str], on_gpu: bool) -> Trace:
     found = Trace()
     host = [e for e in events if e.device_type == DeviceType.CPU]
     # What runs beside the step, loader threads say, is in no phase and counts nowhere.
-    own = [e for e in host if not e.is_async and not _talks(e)]
+    own = [e for e in host if not e.is_async]
     kernels = [e for e in events if on_gpu and _is_kernel(e)]
     for event in kernels:
         _use(found.kernels, event.name, _length(event))
@@ -161,10 +161,15 @@ def covered(intervals: Iterable[Interval]) -> float:
 
 
 def _outermost(events: Iterable[Any], known: Collection[str], on_gpu: bool) -> Iterator[Any]:
-    """Operators that are not part of another one, and whatever else launches kernels."""
+    """Operators that are not part of another one, and whatever else launches kernels.
+
+    Communication is none of these: it is waited for.
+    """
     waiting = list(events)
     while waiting:
         event = waiting.pop()
+        if _talks(event):
+            continue
         launches = on_gpu and event.kernels and not event.name.startswith(RANGE)
         if event.name in known or launches:
             yield event
