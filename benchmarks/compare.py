@@ -166,7 +166,7 @@ def _times(row: Row) -> tuple[float, float, float] | None:
     for unit, factor in _UNITS:
         median = row.get(f"{unit}_p50")
         if median:
-            low, high = (row.get(f"{unit}_p{p}", median) for p in (20, 80))
+            low, high = (float(row.get(f"{unit}_p{p}") or median) for p in (20, 80))
             return factor * low, factor * median, factor * high
     return None
 

@@ -38,7 +38,7 @@ class Ceilings:
 
 
 def measure(device: torch.device, precision: str, scale: float = 1.0) -> Ceilings:
-    """Time both; medians, as the fastest may be a glitch of the clock.
+    """Time both; the fastest of some rounds counts, as nothing disturbed it.
 
     Args:
         device: which.
@@ -49,14 +49,14 @@ def measure(device: torch.device, precision: str, scale: float = 1.0) -> Ceiling
     dtype = _TYPES.get(precision, torch.float32)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(a)
-    seconds = _median(lambda: torch.mm(a, b, out=product), device)
+    seconds = _fastest(lambda: torch.mm(a, b, out=product), device)
     source = torch.rand(size, device=device)
     target = torch.empty_like(source)
-    copy = _median(lambda: target.copy_(source), device)
+    copy = _fastest(lambda: target.copy_(source), device)
     return Ceilings(2 * side**3 / seconds, 2 * source.nbytes / copy, precision)
 
 
-def _median(call: Callable[[], object], device: torch.device) -> float:
+def _fastest(call: Callable[[], object], device: torch.device) -> float:
     times = []
     for _ in range(_ROUNDS):
         if device.type == "cuda":
@@ -70,4 +70,4 @@ def _median(call: Callable[[], object], device: torch.device) -> float:
             began = time.perf_counter()
             call()
             times.append(time.perf_counter() - began)
-    return sorted(times[1:])[(_ROUNDS - 1) // 2]
+    return min(times)
