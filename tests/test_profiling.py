@@ -207,6 +207,16 @@ def test_other_kinds_of_training(preset, expected, tmp_path):
     assert not [text for text in found["hints"] if "too many" in text]
 
 
+def test_a_second_discriminator_has_phases_of_its_own(tmp_path):
+    cfg = load_config("gaussians25", {"run.batch_size": 4, "loss.x0_weight": 0.5})
+    found = quick(cfg, tmp_path)
+    assert {row["images"] for row in found["images"].values()} == {2.0, 3.0}
+    assert found["images"]["discriminator_x0"] == {"images": 3.0, "needed": 3}
+    assert {"D0 losses", "D0 backward"} <= {row["phase"] for row in found["phases"]}
+    assert "D0" in {row["name"] for row in found["modules"]}
+    assert "weights of D0" in {row["owner"] for row in found["memory"]["operators"]["at_peak"]}
+
+
 def test_joint_passes_and_micro_batches_are_no_extra_passes(tmp_path):
     found = quick(tiny(run={"rewrites": "joint_d", "micro_batch": 4}), tmp_path)
     assert found["images"]["discriminator"]["images"] == 3.0

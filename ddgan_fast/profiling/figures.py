@@ -230,9 +230,12 @@ def image_figures(steps: Sequence[Step], shares: Shares, batch: int) -> Row:
         step = next(s for s in reversed(steps) if s.penalize == kind and s.marked)
         for network, count in step.images.items():
             seen[network] = seen.get(network, 0.0) + share * count / batch
-    needed = {"generator": 2, "discriminator": 3} if "discriminator" in seen else {"generator": 1}
+    gan = "discriminator" in seen
     return {
-        network: {"images": rounded(count), "needed": needed[network]}
+        network: {
+            "images": rounded(count),
+            "needed": 3 if network != "generator" else 2 if gan else 1,
+        }
         for network, count in seen.items()
     }
 

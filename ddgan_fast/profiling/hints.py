@@ -59,22 +59,18 @@ def _data(found: Profile) -> Hints:
 
 
 def _passes(found: Profile) -> Hints:
-    names = {"discriminator": "D", "generator": "G"}
-    where = {
-        "discriminator": {3: "real, fake, and G's fake"},
-        "generator": {2: "one fake for each update", 1: "the only update's"},
-    }
+    names = {"discriminator": "D", "discriminator_x0": "D0", "generator": "G"}
+    needs = {3: "real, fake, and G's fake", 2: "one fake for each update", 1: "the only update's"}
     for network, row in found["images"].items():
         if row["images"] < _EXTRA * row["needed"]:
             continue
         extra = [p for p in found["phases"] if p["phase"].startswith(PASS)]
         ms = sum(p["ms"] for p in extra) if network == "discriminator" else 0.0
         cost = f", whose forward passes alone take {ms:.4g} ms" if ms else ""
-        need = where[network].get(row["needed"], "")
         yield (
             max(ms, 1e-3 * found["step"]["ms_p50"]),
             f"{names[network]} sees {row['images']:.3g} images for each image of the batch where "
-            f"the algorithm needs {row['needed']} ({need}): "
+            f"the algorithm needs {row['needed']} ({needs[row['needed']]}): "
             f"{row['images'] - row['needed']:.3g} pass(es) too many{cost}.",
         )
 

@@ -43,7 +43,8 @@ def measure(session: Session) -> dict[str, Any]:
 
     session.timeline.watchers.append(begin)
     try:
-        with _owning(live, engine.modules), live:
+        networks = {k: engine.modules[name] for k, name in engine.networks.items()}
+        with _owning(live, networks), live:
             session.operator_step(session.kinds[0])
         begin("end")
     finally:
@@ -104,7 +105,7 @@ def _owning(live: LiveBytes, networks: dict[str, nn.Module]) -> Iterator[None]:
             for name, module in root.named_modules():
                 if not name:
                     continue
-                path = f"{network[0].upper()}.{name}"
+                path = f"{network}.{name}"
 
                 def enter(*_: Any, path: str = path) -> None:
                     before.append(live.owner)

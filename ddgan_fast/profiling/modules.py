@@ -43,7 +43,7 @@ class ModuleUse:
 
 
 def measure(session: Session) -> list[dict[str, Any]]:
-    """Modules of both networks in the order in which they run, the network itself first."""
+    """Modules of all networks in the order in which they run, the network itself first."""
     engine = session.engine
     images, flip = engine.network_input(session.batch)
     seeds = engine.seeds()
@@ -58,6 +58,8 @@ def measure(session: Session) -> list[dict[str, Any]]:
     found = _measure(session, "G", engine.generator, (x_next, draws.t, draws.z, draws.drop))
     if "discriminator" in engine.modules:
         found += _measure(session, "D", engine.discriminator, (x_t, draws.t, x_next))
+    if "discriminator_x0" in engine.modules:
+        found += _measure(session, "D0", engine.modules["discriminator_x0"], (x_t, draws.t))
     return [asdict(use) for use in found]
 
 

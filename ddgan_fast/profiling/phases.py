@@ -22,6 +22,7 @@ WAIT, COPY, DRAWS, Q_SAMPLE = "data wait", "copy to device", "draws", "q_sample"
 FAKE, REAL, SEEN_FAKE, JOINT = "G forward in D step", "D real", "D fake", "D real + fake"
 D_LOSS, R1, D_BACKWARD = "D losses", "R1 inner gradient", "D backward"
 G_FORWARD, G_SEEN, G_BACKWARD = "G step: G forward", "G step: D forward", "G step: backward"
+D0_LOSS, D0_BACKWARD = "D0 losses", "D0 backward"
 OPTIMISER, EMA, RECORDED = "optimiser", "EMA", "recorded step"
 PASS = "D, pass "
 """Beginning of the names of passes through D that the algorithm does not need."""
@@ -95,14 +96,18 @@ class _Marks:
 
     def gan(self, step: TrainStep) -> None:
         """Both updates."""
-        d_loss, g_loss, fake = step.parts
+        d_loss, g_loss, fake, *judge = step.parts
         self.around(step.diffusion, "q_sample_pair", Q_SAMPLE)
         self.hook(fake, FAKE, REST)
         self._before(d_loss, self._begin_d_loss)
         self._after(d_loss, self._end_d_loss)
         self.generator_loss(g_loss)
+        for part in judge:
+            self.hook(part, D0_LOSS, D0_BACKWARD)
         if self._compiled:
             return
+        if step.judge is not None:
+            self._before(step.judge.network, self._count("discriminator_x0"))
         assert isinstance(d_loss.inner, DiscriminatorLoss)
         self._joint = d_loss.inner.joint
         self._before(step.discriminator, self._begin_pass)
@@ -121,10 +126,10 @@ class _Marks:
         self._before(g_loss, lambda *_: self._timeline.mark(G_FORWARD))
         self._after(g_loss, lambda *_: self._timeline.mark(G_BACKWARD))
         if not self._compiled:
-            self._before(self._engine.generator, self._count_generator)
+            self._before(self._engine.generator, self._count("generator"))
 
-    def _count_generator(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._timeline.saw("generator", len(args[0]))
+    def _count(self, network: str) -> Callable[..., None]:
+        return lambda module, args: self._timeline.saw(network, len(args[0]))
 
     def _begin_d_loss(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._in_d_loss, self._penalize, self._passes = True, bool(args[4]), 0
