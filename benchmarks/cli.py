@@ -30,6 +30,9 @@ nothing is timed. Medians and 20th and 80th percentiles over --steps rounds.
 ``bench kernels`` times the ops alone, ``bench loader`` the ways of the data; ``bench scaling``
 predicts a step on many GPUs. They have options of their own: bench kernels --help and so on.
 
+``bench --compare OLD.json NEW.json`` tells what got faster or slower; with one file, against the
+newest committed rows of the same type of machine. With --fail-above 1.1 it can fail a check.
+
 example:
   ddgan-fast bench step --preset cifar10 --batch 4 --baseline reference --json step.json
 """
@@ -37,6 +40,10 @@ example:
 
 def main(argv: Sequence[str]) -> int:
     """Check, time, print, and write if asked."""
+    if any(word.partition("=")[0] == "--compare" for word in argv):
+        from . import compare
+
+        return compare.main(argv)
     if argv and argv[0] == "kernels":
         from . import kernel_bench
 

@@ -296,6 +296,7 @@ def _fill_in(
             row["why_no_graph"] = one.why_no_graph
         speed = case.bytes_min(which) / row["us_p50"] / 1e3
         row["gb_s"] = rounded(speed)
+        row["img_s"] = rounded(1e3 * case.shape[0] / row["ms_p50"])
         if copy_gb_s:
             row["share_of_copy"] = rounded(speed / copy_gb_s)
     for name in OURS:
@@ -366,6 +367,7 @@ def main(argv: Sequence[str]) -> int:
         for row in found:
             print(line(row), flush=True)
     origin = {
+        "device": device.type,
         "machine": facts.machine(device),
         "versions": facts.versions(),
         "command": shlex.join(["ddgan-fast", "bench", "kernels", *argv]),

@@ -54,11 +54,13 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
             return diffusion.draw(generator, shape, model.nz, seed, index)
 
     ours: Callable[[], object] = draw
-    if use_graphs(options.engine, device, 0):
+    graph = use_graphs(options.engine, device, 0)
+    if graph:
         recorder = CudaRecorder(device)
         recorder.warm_up(draw, 1)
         ours = recorder.record(draw)
     facts = {"preset": options.preset, "batch": n, "timesteps": model.num_timesteps}
+    facts["engine"] = "graph" if graph else "eager"
     providers = [Provider("ddgan_fast", precision.name, {"all_steps": ours})]
     shares = {"all_steps": 1.0}
     if options.baseline is None:

@@ -21,6 +21,7 @@ COMMANDS = {
     "presets": ("ddgan_fast.commands.presets", "list the configurations that come along"),
     "doctor": ("ddgan_fast.commands.doctor", "what this machine can do, and why not more"),
     "demo": ("ddgan_fast.demo", "learn handwritten digits in a few minutes"),
+    "profile": ("ddgan_fast.commands.profile", "where a training step's time and memory go"),
     "bench": ("ddgan_fast.benchmarks.cli", "time training steps and sampling"),
 }
 """Name of each subcommand: the module whose ``main(argv)`` runs it, and what it does."""

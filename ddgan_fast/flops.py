@@ -34,7 +34,7 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 _CONVOLUTIONS = {_aten.convolution: (1, 8), _aten.convolution_backward: (2, 9)}
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
     """Adds up the cost of all operators; torch's own counter fails on R1's inner gradient."""
 
     def __init__(self) -> None:
@@ -44,10 +44,15 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        op = func.overloadpacket
+        op, flops = func.overloadpacket, 0
         if op in _FORMULAS and not _is_filter(op, args):
-            self.total += _FORMULAS[op](*args, **kwargs, out_val=result)
+            flops = _FORMULAS[op](*args, **kwargs, out_val=result)
+        self.saw(func, args, kwargs, result, flops)
         return result
+
+    def saw(self, func: Any, args: Any, kwargs: Any, result: Any, flops: int) -> None:
+        """Called after each operator."""
+        self.total += flops
 
 
 def _is_filter(op: Any, args: Any) -> bool:
@@ -66,7 +71,7 @@ def count(function: Callable[[], Any]) -> int:
     Args:
         function: called once, without arguments; backward passes inside it count too.
     """
-    with _Counter() as counter:
+    with Counter() as counter:
         function()
     return counter.total
 

@@ -80,6 +80,7 @@ TABLE: list[tuple[str, Run | Checked]] = [
     (r"ddgan-fast bench kernels ", Run(more=("--device", "cpu", "--tiny", "--check"))),
     (r"ddgan-fast bench (step|sample) ", Checked("minutes; tests/benchmarks has small ones")),
     (r"ddgan-fast bench loader ", NETWORK),
+    (r"ddgan-fast bench --compare ", TESTED),
     (r"ddgan-fast (profile|report|trilemma|watch|classifier) ", TESTED),
     (r"sh tools/photographs\.sh", NETWORK),
     (r"pytest benchmarks/ --benchmark-only", TESTED),

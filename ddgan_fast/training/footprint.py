@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +44,22 @@ class LiveBytes(TorchDispatchMode):
     """Follows the memory behind the tensors that operators make: now, and at its peak.
 
     What an operator allocates and frees inside is not seen.
+
+    Attributes:
+        highest: largest ``now`` since somebody set it back.
+        owner: whom what is made from now on belongs to.
+        owned: live bytes by owner.
+        at_peak: these at the peak.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0
         self.peak = 0
+        self.highest = 0
+        self.owner = ""
+        self.owned: Counter[str] = Counter()
+        self.at_peak: Counter[str] = Counter()
         self._blocks: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -64,14 +75,19 @@ class LiveBytes(TorchDispatchMode):
         block, size = storage._cdata, storage.nbytes()
         if block in self._blocks:
             return
+        owner = self.owner
 
         def freed(_: object) -> None:
             del self._blocks[block]
             self.now -= size
+            self.owned[owner] -= size
 
         self._blocks[block] = weakref.ref(storage, freed)
         self.now += size
-        self.peak = max(self.peak, self.now)
+        self.owned[owner] += size
+        self.highest = max(self.highest, self.now)
+        if self.now > self.peak:
+            self.peak, self.at_peak = self.now, self.owned.copy()
 
 
 def estimate_memory(cfg: Config, micro_batch: int, precision: str, micros: int = 1) -> Memory:
