@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": ("ddgan_fast.commands.train", "train; the same command again goes on with the run"),
+    "watch": ("ddgan_fast.commands.watch", "follow a run in the terminal"),
     "sample": ("ddgan_fast.commands.sample", "draw images from a checkpoint, ours or published"),
     "evaluate": ("ddgan_fast.commands.evaluate", "FID, KID, precision, recall, ..., and speed"),
     "trilemma": ("ddgan_fast.commands.trilemma", "a DDGAN against DDPM and GAN in equal time"),
@@ -23,6 +24,7 @@ COMMANDS = {
     "demo": ("ddgan_fast.demo", "learn handwritten digits in a few minutes"),
     "profile": ("ddgan_fast.commands.profile", "where a training step's time and memory go"),
     "bench": ("ddgan_fast.benchmarks.cli", "time training steps and sampling"),
+    "report": ("ddgan_fast.benchmarks.report.command", "measurements and runs as one HTML file"),
 }
 """Name of each subcommand: the module whose ``main(argv)`` runs it, and what it does."""
 

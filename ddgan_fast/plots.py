@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddgan_fast import run_log
 from ddgan_fast.files import atomic_open
 
 _CURVES = {
@@ -32,8 +31,8 @@ def loss_curve(log_path: Path | str, out_path: Path | str) -> None:
     log_path = Path(log_path)
     if not log_path.is_file():
         raise FileNotFoundError(f"there is no log {log_path}")
-    records = _records(log_path)
-    curves = {label: _points(records, name) for label, name in _CURVES.items()}
+    records = run_log.read_records(log_path)
+    curves = {label: run_log.points(records, name) for label, name in _CURVES.items()}
     curves = {label: points for label, points in curves.items() if points}
     if not curves:
         raise ValueError(f"{log_path} holds no losses yet: train for at least one tick")
@@ -147,21 +146,3 @@ def save_figure(figure: Any, out_path: Path | str) -> None:
     out_path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(out_path) as file:
         figure.savefig(file, format="png")
-
-
-def _records(log_path: Path) -> list[Mapping[str, Any]]:
-    records: list[Mapping[str, Any]] = []
-    for line in log_path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the run may be writing this line just now
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
-
-
-def _points(records: list[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    """(step, value) where the value is finite; the log writes others as strings."""
-    points = [(r["step"], float(r[name])) for r in records if name in r]
-    return [point for point in points if math.isfinite(point[1])]
