@@ -145,7 +145,7 @@ def log_line(step, steps=300):
 
 
 def write_run(folder, upto=300, steps=300):
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(
         f"preset: digits\nmodel: {{num_timesteps: 4, kind: ncsnpp}}\n"
         f"run: {{steps: {steps}, batch_size: 64, seed: 7, tick: 10}}\nnew_option: 1\n"

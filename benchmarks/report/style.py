@@ -92,6 +92,7 @@ svg text { font-family: inherit !important; }
   th, td { padding: 2pt 4pt; min-width: 0; }
   h2, h3, caption { break-after: avoid; }
   tr { break-inside: avoid; }
+  .charts.wide { grid-template-columns: 1fr 1fr; }
 }
 """
 
