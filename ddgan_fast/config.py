@@ -267,6 +267,8 @@ class RunConfig:
     """Stop after this many steps skipped for a non-finite gradient since the last good tick."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    wandb: str = ""
+    """Project of Weights & Biases that the run is shown in; "" = none."""
 
 
 @dataclass

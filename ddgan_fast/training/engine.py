@@ -18,7 +18,7 @@ from ..diffusion import Diffusion
 from ..kernels import philox
 from ..models import build_networks
 from ..models.layers import set_memory_format
-from . import run_state
+from . import histograms, run_state
 from .accumulation import losses_of
 from .ema import WeightAverage
 from .graphs import (
@@ -73,7 +73,8 @@ class Engine:
         self.returns = Returns()
         self._ahead = torch.tensor([0], device=ranks.device)
         self.guard = FiniteGuard(ranks.device, cfg.run.max_skipped)
-        self.stats = DeviceStats(ranks.device)
+        shown = cfg.run.tensorboard or cfg.run.wandb
+        self.stats = DeviceStats(ranks.device, histograms.LOSSES if shown else ())
         self.scales = {name: self.precision.loss_scale(ranks.device) for name in self.networks}
         self.mode = "eager"
         self._met: set[tuple[str, bool]] = set()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
 
-from ddgan_fast.training.sinks import LogFile, TensorBoard, open_console
+from ddgan_fast.training.histograms import Histogram, Histograms
+from ddgan_fast.training.sinks import Board, LogFile, TensorBoard, open_console
+from ddgan_fast.training.wandb_board import WandBoard
 
 # Parts of the timesteps that a statistic is told apart by.
 _MOST_PARTS = 10
@@ -23,10 +27,15 @@ class DeviceStats:
 
     Adding never waits for the device. Accumulators stay in place from tick to tick, so that a CUDA
     graph may add to them.
+
+    Args:
+        device: where the values are.
+        histograms: names of statistics whose samples are counted in bins as well.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, histograms: Iterable[str] = ()) -> None:
         self._device = torch.device(device)
+        self._histograms = Histograms(histograms, self._device)
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self._timesteps: dict[str, int] = {}
@@ -71,12 +80,15 @@ class DeviceStats:
         """
         values = values.reshape(-1).to(torch.float64)
         weights = torch.ones_like(values) if weight is None else _weights(weight, values)
-        values = torch.where(weights > 0, values * weights, 0.0)
+        given, values = values, torch.where(weights > 0, values * weights, 0.0)
         if t is None:
             values, weights = values.sum(0, keepdim=True), weights.sum(0, keepdim=True)
             t, num_timesteps = torch.zeros_like(values, dtype=torch.int64), 1
-        if num_timesteps > _MOST_PARTS:
-            t = t * _MOST_PARTS // num_timesteps
+        else:
+            if num_timesteps > _MOST_PARTS:
+                t = t * _MOST_PARTS // num_timesteps
+            parts = min(num_timesteps, _MOST_PARTS)
+            self._histograms.add(name, given, t, parts, weights)
         self._timesteps[name] = num_timesteps
         sums, counts = self._accumulators(name, min(num_timesteps, _MOST_PARTS))
         sums.index_add_(0, t, values)
@@ -97,10 +109,14 @@ class DeviceStats:
         names = sorted(self._sums)
         if not names:
             return {}
-        flat = torch.cat([self._sums[n] for n in names] + [self._counts[n] for n in names])
+        means = [self._sums[n] for n in names] + [self._counts[n] for n in names]
+        flat = torch.cat(means + self._histograms.tensors())
         if reduce and dist.is_available() and dist.is_initialized():
             dist.all_reduce(flat)
-        sums, counts = np.split(flat.cpu().numpy(), 2)
+        end = sum(tensor.numel() for tensor in means)
+        read, binned = np.split(flat.cpu().numpy(), [end])
+        self._histograms.take(binned)
+        sums, counts = np.split(read, 2)
         for name in names:
             self._sums[name].zero_()
             self._counts[name].zero_()
@@ -112,9 +128,17 @@ class DeviceStats:
             result |= _means(name, sums[part], counts[part], timesteps)
         return result
 
+    def histograms(self) -> dict[str, Histogram]:
+        """Those of the last ``read``: ``name/t0``, ``name/t1``, ... -> a histogram."""
+        found = {}
+        for name, rows in self._histograms.last().items():
+            first = _first_timesteps(len(rows), self._timesteps[name])
+            found |= {f"{name}/t{t}": row for t, row in zip(first, rows, strict=True) if row}
+        return found
+
     def tensors(self) -> list[Tensor]:
         """Everything that changes, for who puts it back in place."""
-        return [*self._sums.values(), *self._counts.values()]
+        return [*self._sums.values(), *self._counts.values(), *self._histograms.tensors()]
 
     def _accumulators(self, name: str, size: int) -> tuple[Tensor, Tensor]:
         if name not in self._sums:
@@ -124,7 +148,7 @@ class DeviceStats:
 
 
 class Monitor:
-    """The run's log file, TensorBoard events and console; only rank 0 has one.
+    """The run's log file, console, and TensorBoard or W&B; only rank 0 has one.
 
     Use it as a context manager, so that an exception, too, gives the terminal back.
 
@@ -135,6 +159,8 @@ class Monitor:
         batch_size: global batch, images per step.
         tensorboard: write TensorBoard events; without the package a sentence says so.
         console: show progress; a bar in a terminal, otherwise a line now and then.
+        wandb: project of Weights & Biases to show the run in, "" for none.
+        config: the run's configuration, for W&B to keep.
     """
 
     def __init__(
@@ -146,6 +172,8 @@ class Monitor:
         batch_size: int,
         tensorboard: bool = True,
         console: bool = True,
+        wandb: str = "",
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -153,7 +181,11 @@ class Monitor:
         self._last_step = start_step
         self._console = open_console(total_steps, start_step, console)
         self._log = LogFile(run_dir / "log.jsonl", start_step, self.say)
-        self._board = TensorBoard(run_dir, start_step, self.say) if tensorboard else None
+        self._boards: list[Board] = []
+        if tensorboard:
+            self._boards.append(TensorBoard(run_dir, start_step, self.say))
+        if wandb:
+            self._boards.append(WandBoard(run_dir, wandb, config or {}, self.say))
 
     def tick(
         self,
@@ -186,26 +218,33 @@ class Monitor:
         scalars = {**speed, **rates, **stats}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._log.append({"step": step, "time": now, "images": step * self._batch_size, **scalars})
-        if self._board:
-            self._board.scalars(step, scalars)
+        self.scalars(step, scalars)
         self._console.update(step, scalars)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Show further numbers in TensorBoard."""
-        if self._board:
-            self._board.scalars(step, values)
+        """Show further numbers in TensorBoard and W&B."""
+        for board in self._boards:
+            board.scalars(step, values)
+
+    def histograms(self, step: int, values: Mapping[str, Histogram]) -> None:
+        """Show distributions in TensorBoard and W&B."""
+        for board in self._boards:
+            board.histograms(step, values)
 
     def image(self, name: str, step: int, image: Path | str | np.ndarray) -> None:
-        """Show a picture in TensorBoard: a PNG file, or uint8 [H, W] or [H, W, C]."""
-        if self._board:
-            self._board.image(name, step, image)
+        """Show a picture in TensorBoard and W&B: a PNG file, or uint8 [H, W] or [H, W, C]."""
+        if self._boards and not isinstance(image, np.ndarray):
+            with Image.open(image) as opened:
+                image = np.asarray(opened)
+        for board in self._boards:
+            board.image(name, step, image)
 
     def go_back(self, step: int) -> None:
         """The run goes on from an earlier step: records beyond it are dropped."""
         self._last_step = step
         self._log.go_back(step)
-        if self._board:
-            self._board.go_back(step)
+        for board in self._boards:
+            board.go_back(step)
 
     def say(self, text: str) -> None:
         """Print a line, above the bar where there is one; nothing with ``console=False``."""
@@ -215,8 +254,8 @@ class Monitor:
         """Flush everything and give the terminal back."""
         self._console.close()
         self._log.close()
-        if self._board:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
     def __enter__(self) -> Monitor:
         return self
@@ -236,6 +275,11 @@ def _weights(weight: Tensor | float, like: Tensor) -> Tensor:
     return torch.full_like(like, weight)
 
 
+def _first_timesteps(parts: int, timesteps: int) -> list[int]:
+    """The timestep that each part begins with."""
+    return [-(-i * max(timesteps, parts) // parts) for i in range(parts)]
+
+
 def _means(
     name: str, sums: np.ndarray, counts: np.ndarray, timesteps: int
 ) -> dict[str, float]:
@@ -243,6 +287,6 @@ def _means(
         return {}
     means = {name: float(sums.sum() / counts.sum())}
     if len(sums) > 1:
-        first = [-(-i * max(timesteps, len(sums)) // len(sums)) for i in range(len(sums))]
+        first = _first_timesteps(len(sums), timesteps)
         means |= {f"{name}/t{first[i]}": float(sums[i] / n) for i, n in enumerate(counts) if n}
     return means

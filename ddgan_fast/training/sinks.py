@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ddgan_fast.files import atomic_open
+
+if TYPE_CHECKING:
+    from ddgan_fast.training.histograms import Histogram
 
 LINE_INTERVAL_S = 10.0
 SMOOTHING = 0.7
@@ -70,6 +73,16 @@ class LogFile:
         self._file.close()
 
 
+class Board(Protocol):
+    """Shows a run in a browser; never raises because of what it cannot show."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def histograms(self, step: int, values: Mapping[str, Histogram]) -> None: ...
+    def image(self, name: str, step: int, pixels: np.ndarray) -> None: ...
+    def go_back(self, step: int) -> None: ...
+    def close(self) -> None: ...
+
+
 class TensorBoard:
     """Event files; says so and is silent without the package or when they cannot be written."""
 
@@ -108,13 +121,25 @@ class TensorBoard:
 
         self._guarded(write)
 
-    def image(self, name: str, step: int, image: Path | str | np.ndarray) -> None:
-        if not isinstance(image, np.ndarray):
-            from PIL import Image
+    def histograms(self, step: int, values: Mapping[str, Histogram]) -> None:
+        def write() -> None:
+            for name, (counts, edges) in values.items():
+                middles = (edges[:-1] + edges[1:]) / 2
+                self._writer.add_histogram_raw(
+                    name,
+                    min=edges[0],
+                    max=edges[-1],
+                    num=counts.sum(),
+                    sum=counts @ middles,
+                    sum_squares=counts @ middles**2,
+                    bucket_limits=edges[1:].tolist(),
+                    bucket_counts=counts.tolist(),
+                    global_step=step,
+                )
 
-            with Image.open(image) as opened:
-                image = np.asarray(opened)
-        pixels = image
+        self._guarded(write)
+
+    def image(self, name: str, step: int, pixels: np.ndarray) -> None:
         layout = "HW" if pixels.ndim == 2 else "HWC"
         self._guarded(lambda: self._writer.add_image(name, pixels, step, dataformats=layout))
 

@@ -124,6 +124,8 @@ class Run:
                     batch_size=cfg.run.batch_size,
                     tensorboard=cfg.run.tensorboard,
                     console=not quiet,
+                    wandb=cfg.run.wandb,
+                    config=to_dict(cfg),
                 )
             )
             save_yaml(cfg, run_dir / "config.yaml")
@@ -307,6 +309,7 @@ class Run:
             rates = {name: self.engine.learning_rate(name) for name in self.engine.networks}
             shown = {**values, **by_rank, "G/ema_distance": float(self.engine.ema.distance())}
             self.monitor.tick(self.step, shown, seconds=seconds, wait_seconds=waited, lr=rates)
+            self.monitor.histograms(self.step, self.engine.stats.histograms())
         if straggler:
             self.say(straggler)
         self._tell(self.writer.news() if self.writer else [])
