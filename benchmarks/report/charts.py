@@ -22,7 +22,7 @@ _SERIES = tuple(f"#0105{i:02x}" for i in range(10))
 _COLOURS = {_INK: "currentColor", _RULE: "var(--rule)"} | {
     colour: f"var(--c{i})" for i, colour in enumerate(_SERIES)
 }
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "text.parse_math": False,

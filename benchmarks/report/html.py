@@ -140,13 +140,14 @@ def picture(path: Path, caption: str) -> Html:
     try:
         data, kind = path.read_bytes(), "png"
         with Image.open(io.BytesIO(data)) as image:
-            if image.width > _WIDEST or len(data) > _HEAVIEST or image.format != "PNG":
-                image = image.convert("RGB")
-                image.thumbnail((_WIDEST, 4 * _WIDEST))
-                buffer = io.BytesIO()
-                image.save(buffer, "WEBP", quality=88)
-                data, kind = buffer.getvalue(), "webp"
             width, height = image.size
+            if width > _WIDEST or len(data) > _HEAVIEST or image.format != "PNG":
+                smaller = image.convert("RGB")
+                smaller.thumbnail((_WIDEST, 4 * _WIDEST))
+                width, height = smaller.size
+                buffer = io.BytesIO()
+                smaller.save(buffer, "WEBP", quality=88)
+                data, kind = buffer.getvalue(), "webp"
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         return tag("p", f"{path.name} cannot be shown: {error}.")
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from . import charts
 from .html import Cell, Html, between, join, number, table, tag
@@ -48,7 +51,7 @@ def _rooflines(rows: list[Row]) -> Html:
         pictures.append(charts.cloud(
             f"Roofline of the ops on {group[0]['card']}", providers,
             x="MB that must move", y="GB/s",
-            roof=(lambda x, copy=copy: 0 * x + copy) if copy else None,
+            roof=partial(np.full_like, fill_value=copy) if copy else None,
             roof_name=f"large copy, {copy:,.0f} GB/s" if copy else "",
         ))
     return tag("div", *pictures, class_="charts wide") if any(pictures) else Html("")

@@ -20,7 +20,7 @@ def profiles(results: Results) -> Html:
 
 def _profile(name: str, found: Row) -> Html:
     step, ceilings = found.get("step") or {}, found.get("ceilings") or {}
-    parts = [
+    parts: list[object] = [
         tag("h3", f"{found.get('preset')}, batch {found.get('batch')}, {found.get('device')}"),
         facts([
             ("step, median", _ms(step.get("ms_p50"))),

@@ -77,13 +77,11 @@ def _follow(watcher: Watcher, folder: str, every: float, once: bool) -> None:
         _print(watcher, folder)
         return
     status = watcher.look()
-    if once or not status.running:
-        console.print(dashboard(status, folder, console.width))
-        return
+    follow = status.running and not once
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            live.update(dashboard(status, folder, console.width), refresh=True)
-            if not status.running:
-                return
+        live.update(dashboard(status, folder, console.width), refresh=True)
+        while follow:
             time.sleep(every)
             status = watcher.look()
+            follow = status.running
+            live.update(dashboard(status, folder, console.width), refresh=True)

@@ -130,7 +130,7 @@ class DeviceStats:
 
     def histograms(self) -> dict[str, Histogram]:
         """Those of the last ``read``: ``name/t0``, ``name/t1``, ... -> a histogram."""
-        found = {}
+        found: dict[str, Histogram] = {}
         for name, rows in self._histograms.last().items():
             first = _first_timesteps(len(rows), self._timesteps[name])
             found |= {f"{name}/t{t}": row for t, row in zip(first, rows, strict=True) if row}
@@ -233,11 +233,15 @@ class Monitor:
 
     def image(self, name: str, step: int, image: Path | str | np.ndarray) -> None:
         """Show a picture in TensorBoard and W&B: a PNG file, or uint8 [H, W] or [H, W, C]."""
-        if self._boards and not isinstance(image, np.ndarray):
+        if not self._boards:
+            return
+        if isinstance(image, np.ndarray):
+            pixels = image
+        else:
             with Image.open(image) as opened:
-                image = np.asarray(opened)
+                pixels = np.asarray(opened)
         for board in self._boards:
-            board.image(name, step, image)
+            board.image(name, step, pixels)
 
     def go_back(self, step: int) -> None:
         """The run goes on from an earlier step: records beyond it are dropped."""
