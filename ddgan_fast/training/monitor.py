@@ -228,8 +228,10 @@ class Monitor:
 
     def histograms(self, step: int, values: Mapping[str, Histogram]) -> None:
         """Show distributions in TensorBoard and W&B."""
+        # TensorBoard knows one kind of thing per name, and the means have these already.
+        named = {f"histograms/{name}": value for name, value in values.items()}
         for board in self._boards:
-            board.histograms(step, values)
+            board.histograms(step, named)
 
     def image(self, name: str, step: int, image: Path | str | np.ndarray) -> None:
         """Show a picture in TensorBoard and W&B: a PNG file, or uint8 [H, W] or [H, W, C]."""

@@ -77,7 +77,7 @@ class WandBoard:
     def histograms(self, step: int, values: Mapping[str, Histogram]) -> None:
         def made() -> dict[str, Any]:
             return {
-                f"histograms/{name}": self._wandb.Histogram(np_histogram=tuple(histogram))
+                name: self._wandb.Histogram(np_histogram=tuple(histogram))
                 for name, histogram in values.items()
             }
 

@@ -99,14 +99,16 @@ def test_histograms_in_tensorboard(tmp_path):
 
     values = {"D/real/t0": histograms.Histogram(np.array([1.0, 3.0]), np.array([0.0, 1.0, 2.0]))}
     with Monitor(tmp_path, 100, 0, batch_size=8, console=False) as monitor:
-        monitor.tick(10, {"G/loss": 1.0}, **TICK)
+        monitor.tick(10, {"D/real/t0": 1.0}, **TICK)
         monitor.histograms(10, values)
         monitor.histograms(20, values)
         monitor.go_back(10)
         monitor.histograms(20, values)
     accumulator = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})
     accumulator.Reload()
-    first, second = accumulator.Histograms("D/real/t0")
+    first, second = accumulator.Histograms("histograms/D/real/t0")
+    assert "D/real/t0" in accumulator.Tags()["scalars"]
+    assert accumulator.Tags()["histograms"] == ["histograms/D/real/t0"], "not the scalar's name"
     shown = first.histogram_value
     assert (first.step, second.step) == (10, 20)
     assert (shown.min, shown.max, shown.num, shown.sum) == (0.0, 2.0, 4.0, 5.0)
