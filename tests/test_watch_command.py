@@ -175,7 +175,7 @@ def test_courses():
 def test_narrow_terminals_and_other_losses(tmp_path):
     from rich.console import Console
 
-    run = write_run(tmp_path / "run", upto=100)
+    run = write_run(tmp_path / "run", upto=1000, steps=1000)
     status = run_status.Watcher(run).look()
     for width in (40, 80, 200):
         console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
