@@ -19,7 +19,7 @@ SHOWN = {
     "D0/real": "D0's loss, real",
     "D0/fake": "D0's loss, fake",
     "G/loss": "G's loss",
-    "G/denoise": "denoising loss",
+    "G/x0": "G's loss by D0",
     "D/r1": "R1",
     "D0/r1": "R1 of D0",
     "D/real_acc": "D right, real",

@@ -10,7 +10,7 @@ from report_results import EVIL, picture, timed, write_results, write_run
 
 from ddgan_fast import cli
 from ddgan_fast.benchmarks.report import charts, sources, steps
-from ddgan_fast.benchmarks.report.html import Number, number, table, tag
+from ddgan_fast.benchmarks.report.html import Number, notes, number, table, tag
 
 pytest.importorskip("matplotlib")
 
@@ -187,6 +187,11 @@ def test_cells():
     made = table("c", ["a", "b"], [["x", "-"], ["y", "-"]])
     assert "<th scope=\"col\">a</th>" in made and ">b<" not in made, "a column without values"
     assert table("c", ["a"], []) == ""
+
+
+def test_sentences_that_differ_in_numbers_only_are_told_once():
+    told = notes(["FD 1,000 of 2.5.", "FD 7 of 8.", "other", "FD 9 of 1."])
+    assert told.count("<li>") == 2 and "FD 1,000 of 2.5. (And 2 times alike" in told
 
 
 def test_an_empty_folder_says_what_is_not_measured(tmp_path, capsys):

@@ -185,9 +185,9 @@ def test_narrow_terminals_and_other_losses(tmp_path):
         assert max(map(len, lines)) <= width
         assert sum(line.startswith(("t0", "t1", "t2", "t3")) for line in lines) == 4
         assert ("G's loss" in next(x for x in lines if x.startswith("by t"))) == (width > 80)
-    bare = [{"step": 1, "G/denoise": 0.5}]
+    bare = [{"step": 1, "G/loss": 0.5}]
     denoiser = run_status.Status(False, "finished", 1, 1, "", {}, bare)
-    assert [row[0] for row in live.summary(denoiser)] == ["denoising loss"]
+    assert [row[0] for row in live.summary(denoiser)] == ["G's loss"]
 
 
 def in_terminal(run, *options):

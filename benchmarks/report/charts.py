@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .html import Html, escaped, tag
+from .html import Html, escaped, four_digits, tag
 
 MISSING = "Diagrams are left out: they need matplotlib, pip install 'ddgan_fast[demo]'."
 _INK, _RULE = "#010203", "#010204"
@@ -91,7 +91,6 @@ def bars(
     values: Mapping[str, float],
     *,
     unit: str,
-    form: str = "{:,.3g}",
     roof: tuple[float, str] | None = None,
     marked: Collection[str] = (),
     log: bool = False,
@@ -102,7 +101,6 @@ def bars(
         title: of the diagram.
         values: by name.
         unit: of the values.
-        form: how they are written.
         roof: a line to reach, and its name.
         marked: names of bars in another colour.
         log: whether the axis is logarithmic.
@@ -116,7 +114,7 @@ def bars(
         colours = [_SERIES[1] if name in marked else _SERIES[0] for name in names]
         axes.barh(places, heights, 0.62, color=colours)
         for place, value in zip(places, heights, strict=True):
-            axes.annotate(form.format(value), (value, place), xytext=(4, 0), va="center",
+            axes.annotate(four_digits(value), (value, place), xytext=(4, 0), va="center",
                           textcoords="offset points", fontsize=8)
         axes.set_yticks(places, names)
         axes.tick_params(axis="y", length=0)

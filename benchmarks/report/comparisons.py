@@ -73,13 +73,13 @@ def seeds(results: Results) -> Html:
         except (ValueError, KeyError) as error:
             parts.append(tag("p", f"{group[0]['origin'].name}: no band, {error}."))
             continue
-        told = [f"{name}: {one['inside']:.0%} of the {WINDOW}-step means lie in the band"
-                for name, one in found.items()]
+        told = ", ".join(f"{one['inside']:.0%} of {name}" for name, one in found.items())
         drawn = [
             charts.band(name, one["at"], one["band"], one["fast"],
                         edges_name="TF32, seeds", values_name="fast")
             for name, one in found.items()
         ]
         machine = f"{group[0].get('preset')} on {group[0]['card']}"
-        parts += [tag("h3", machine), tag("div", *drawn, class_="charts"), notes(told)]
+        parts += [tag("h3", machine), tag("div", *drawn, class_="charts")]
+        parts.append(tag("p", f"Means of {WINDOW} steps of the fast run inside the band: {told}."))
     return join(parts)

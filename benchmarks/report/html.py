@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -125,9 +126,15 @@ def section(anchor: str, title: str, *content: object) -> Html:
 
 
 def notes(sentences: Iterable[str]) -> Html:
-    """A list of sentences."""
-    found = list(sentences)
-    return tag("ul", *(tag("li", sentence) for sentence in found)) if found else Html("")
+    """A list of sentences; of those that differ in their numbers only, the first."""
+    alike: dict[str, list[str]] = {}
+    for sentence in sentences:
+        alike.setdefault(re.sub(r"[\d.,]+", "#", sentence), []).append(sentence)
+    told = [
+        f"{first} (And {len(others):,} times alike, with other numbers.)" if others else first
+        for first, *others in alike.values()
+    ]
+    return tag("ul", *(tag("li", sentence) for sentence in told)) if told else Html("")
 
 
 def picture(path: Path, caption: str) -> Html:

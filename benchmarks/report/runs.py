@@ -29,7 +29,7 @@ from .html import Cell, Html, facts, join, notes, number, picture, table, tag
 
 # Title, statistics, whether the axis is logarithmic.
 _CURVES = (
-    ("Losses", ("D/real", "D/fake", "G/loss", "D0/real", "D0/fake", "G/x0", "G/denoise"), False),
+    ("Losses", ("D/real", "D/fake", "G/loss", "D0/real", "D0/fake", "G/x0"), False),
     ("R1 before gamma/2", ("D/r1", "D0/r1"), True),
     ("Share of images that D judges rightly",
      ("D/real_acc", "D/fake_acc", "D0/real_acc", "D0/fake_acc"), False),

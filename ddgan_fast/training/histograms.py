@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LOSSES = ("D/real", "D/fake", "G/loss")
+LOSSES = ("D/real", "D/fake", "D0/real", "D0/fake", "G/loss", "G/x0")
 """The statistics that are worth one."""
 # Fine around 0, where losses lie, coarse far away: the bins' edges are equidistant in asinh.
 _FARTHEST, _BINS = 100.0, 80
