@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": ("ddgan_fast.commands.train", "train; the same command again goes on with the run"),
-    "watch": ("ddgan_fast.commands.watch", "follow a run in the terminal"),
     "sample": ("ddgan_fast.commands.sample", "draw images from a checkpoint, ours or published"),
+    "watch": ("ddgan_fast.commands.watch", "follow a run in the terminal"),
     "evaluate": ("ddgan_fast.commands.evaluate", "FID, KID, precision, recall, ..., and speed"),
     "trilemma": ("ddgan_fast.commands.trilemma", "a DDGAN against DDPM and GAN in equal time"),
     "classifier": ("ddgan_fast.commands.classifier", "train what tells modes of images apart"),
