@@ -69,8 +69,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr));
   gap: 1rem; margin: .75rem 0; }
 .charts.wide { grid-template-columns: repeat(auto-fill, minmax(min(34rem, 100%), 1fr)); }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr));
-  gap: 1rem; margin: .75rem 0; }
+.pictures { display: grid; gap: 1rem; margin: .75rem 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(13.5rem, 100%), 1fr)); }
 .pictures.large { grid-template-columns: minmax(0, 60rem); }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
 figure svg { display: block; width: 100%; height: auto; }
