@@ -63,7 +63,7 @@ setup(
     package_dir=MAPPED,
     package_data={
         "ddgan_fast": ["py.typed", "presets/*.yaml"],
-        "ddgan_fast.benchmarks": ["results/*.json"],
+        "ddgan_fast.benchmarks": ["results/*.json", "results/*/*"],
         "ddgan_fast.csrc": CUDA_SOURCES,
     },
     include_package_data=False,
