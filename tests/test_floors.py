@@ -22,6 +22,8 @@ FLOORS = {
     "guidance": {"kernels", "diffusion", "config"},
     "samplers": {"kernels", "diffusion", "config", "guidance"},
 }
+# What a step is made of; `data.device` is the formula from bytes to [-1, 1].
+ALGORITHM = ("steps", "denoising", "second_judge", "terms", "accumulation", "compiling", "ema")
 
 
 def sources() -> dict[str, Path]:
@@ -87,9 +89,10 @@ def test_a_floor_stands_on_what_is_below_it(floor):
 
 
 def test_the_algorithm_knows_nothing_of_the_run():
-    allowed = {"kernels", "diffusion", "models", "training.steps", "training.compiling"}
-    own = imported("training.steps", everywhere=True)
-    assert {m for m in own if room(m) not in allowed and m not in allowed} <= {"training"}
+    algorithm = {f"training.{name}" for name in ALGORITHM}
+    for name in algorithm:
+        own = imported(name, everywhere=True) - algorithm - {"training", "data", "data.device"}
+        assert {room(module) for module in own} <= {"kernels", "diffusion", "models"}, name
 
 
 def test_only_commands_know_benchmarks():
