@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ddgan_fast.config import Config
 from ddgan_fast.diffusion import Diffusion
-from ddgan_fast.training.steps import Draws
+from ddgan_fast.training.draws import Draws
 
 from .reference_networks import ReferenceDiscriminator, ReferenceGenerator, check_supported
 

@@ -15,9 +15,10 @@ from ddgan_fast.data import build_dataset
 from ddgan_fast.data.device import to_model_input
 from ddgan_fast.data.torch_loader import Batch
 from ddgan_fast.training import choosing
+from ddgan_fast.training.draws import Draws, MicroBatch
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.parallel import start
-from ddgan_fast.training.steps import Draws, MicroBatch, TrainStep
+from ddgan_fast.training.steps import TrainStep
 from ddgan_fast.training.trainer import Run
 
 from .agreement import FLOAT32_ERROR, distance, wake

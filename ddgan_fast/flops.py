@@ -16,8 +16,9 @@ from torch.utils.flop_counter import flop_registry
 from .config import Config
 from .diffusion import Diffusion
 from .models import build_networks
+from .training.draws import Draws, MicroBatch
 from .training.objective import build_step
-from .training.steps import Draws, MicroBatch, TrainStep
+from .training.steps import TrainStep
 
 _aten = torch.ops.aten
 _FORMULAS: dict[Any, Callable[..., int]] = {

@@ -11,9 +11,10 @@ from ddgan_fast.kernels import upfirdn2d as _upfirdn2d
 from ddgan_fast.models import build_discriminator, build_generator, layers
 from ddgan_fast.models.blocks import ResidualBlock
 from ddgan_fast.models.discriminator import DiscriminatorBlock
+from ddgan_fast.training.draws import Draws, MicroBatch
 from ddgan_fast.training.ema import WeightAverage
 from ddgan_fast.training.optim import cosine_rate, make_adam
-from ddgan_fast.training.steps import Draws, MicroBatch, TrainStep
+from ddgan_fast.training.steps import TrainStep
 
 
 class Published(nn.Module):

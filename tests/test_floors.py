@@ -23,7 +23,7 @@ FLOORS = {
     "samplers": {"kernels", "diffusion", "config", "guidance"},
 }
 # What a step is made of; `data.device` is the formula from bytes to [-1, 1].
-ALGORITHM = ("steps", "denoising", "second_judge", "terms", "accumulation", "compiling", "ema")
+ALGORITHM = ("steps", "draws", "denoising", "second_judge", "terms", "accumulation", "compiling")
 
 
 def sources() -> dict[str, Path]:

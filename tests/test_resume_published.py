@@ -18,9 +18,9 @@ from ddgan_fast.data.torch_loader import Batch
 from ddgan_fast.resume_published import export_run, import_run
 from ddgan_fast.training import trainer
 from ddgan_fast.training.checkpoint import CheckpointError, load_ema, load_state, save_state
+from ddgan_fast.training.draws import MicroBatch
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.parallel import Ranks
-from ddgan_fast.training.steps import MicroBatch
 
 CONTENT = FOLDER / "checkpoint_ref" / "content.pth"
 

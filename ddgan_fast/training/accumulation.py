@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
-    from .steps import MicroBatch
+    from .draws import MicroBatch
 
 
 def scaled(loss: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .denoising import DenoisingStep
-from .steps import Draws, MicroBatch
+from .draws import Draws, MicroBatch
 
 
 class ClassLoss(nn.Module):

@@ -13,7 +13,7 @@ from ..kernels import q_sample_pair
 from ..models.labels import told
 from .accumulation import reduce_only, scaled, shares, together
 from .compiling import Compilable
-from .steps import Draws, MicroBatch
+from .draws import Draws, MicroBatch
 
 
 class NoiseLoss(nn.Module):

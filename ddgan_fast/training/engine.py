@@ -20,6 +20,7 @@ from ..models import build_networks
 from ..models.layers import set_memory_format
 from . import run_state
 from .accumulation import losses_of
+from .draws import DRAWS_PER_STEP, MicroBatch, counter_draws
 from .ema import WeightAverage
 from .graphs import (
     WARM_UP,
@@ -37,7 +38,7 @@ from .optim import adam_tensors, cosine_rate, make_adam, set_rate
 from .parallel import Ranks
 from .precision import Precision
 from .rollback import Returns
-from .steps import DRAWS_PER_STEP, MicroBatch, TrainStep, counter_draws
+from .steps import TrainStep
 
 NETWORKS = {"D": "discriminator", "D0": "discriminator_x0", "G": "generator"}
 

@@ -18,9 +18,10 @@ from ..diffusion import Diffusion
 from ..models import build_networks
 from ..models.layers import set_memory_format
 from .denoising import DenoisingStep
+from .draws import Draws, MicroBatch
 from .objective import build_step
 from .precision import Precision
-from .steps import Draws, MicroBatch, TrainStep
+from .steps import TrainStep
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import nn
 from ..models.labels import told
 from .accumulation import reduce_only, scaled, shares, together
 from .compiling import Compilable
-from .steps import DiscriminatorLoss, MicroBatch, clean, softplus
+from .draws import MicroBatch
+from .steps import DiscriminatorLoss, clean, softplus
 from .terms import TermContext, WeightedTerm
 
 

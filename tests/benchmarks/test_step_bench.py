@@ -11,9 +11,10 @@ from ddgan_fast.benchmarks.reference_recipe import ReferenceRecipe, RestackedAve
 from ddgan_fast.config import from_dict, load_config, save_yaml
 from ddgan_fast.diffusion import Diffusion
 from ddgan_fast.models import build_discriminator, build_generator
+from ddgan_fast.training.draws import MicroBatch
 from ddgan_fast.training.ema import WeightAverage
 from ddgan_fast.training.optim import make_adam
-from ddgan_fast.training.steps import MicroBatch, TrainStep
+from ddgan_fast.training.steps import TrainStep
 
 TINY = {
     "model": {

@@ -7,7 +7,7 @@ import torch
 from ddgan_fast.config import Config, DiscriminatorConfig, ModelConfig
 from ddgan_fast.diffusion import Diffusion
 from ddgan_fast.models import build_discriminator, build_generator
-from ddgan_fast.training.steps import Draws
+from ddgan_fast.training.draws import Draws
 
 GAMMA, T, NZ, SIZE = 3.0, 4, 6, 8
 

@@ -17,9 +17,9 @@ from ddgan_fast.sampling import generate, load_generator
 from ddgan_fast.training import choosing
 from ddgan_fast.training.checkpoint import list_states
 from ddgan_fast.training.denoising import DenoisingStep
+from ddgan_fast.training.draws import Draws, MicroBatch
 from ddgan_fast.training.footprint import estimate_memory
 from ddgan_fast.training.monitor import DeviceStats
-from ddgan_fast.training.steps import Draws, MicroBatch
 from ddgan_fast.training.trainer import train
 
 DDPM = {

@@ -24,8 +24,9 @@ from ddgan_fast.config import Config, DiscriminatorConfig, ModelConfig
 from ddgan_fast.kernels import philox
 from ddgan_fast.models import build_discriminator
 from ddgan_fast.training import terms
+from ddgan_fast.training.draws import DRAWS_PER_STEP, MicroBatch, counter_draws
 from ddgan_fast.training.second_judge import SecondJudge
-from ddgan_fast.training.steps import DRAWS_PER_STEP, MicroBatch, TrainStep, counter_draws
+from ddgan_fast.training.steps import TrainStep
 from ddgan_fast.training.terms import WeightedTerm, known_terms, register, weighted_terms
 
 MAKERS = pytest.mark.parametrize(

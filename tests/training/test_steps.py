@@ -23,14 +23,8 @@ from torch import nn
 from ddgan_fast.kernels import philox
 from ddgan_fast.models.layers import DropoutDraws
 from ddgan_fast.training import steps
-from ddgan_fast.training.steps import (
-    DRAWS_PER_STEP,
-    Draws,
-    GeneratorLoss,
-    MicroBatch,
-    TrainStep,
-    counter_draws,
-)
+from ddgan_fast.training.draws import DRAWS_PER_STEP, Draws, MicroBatch, counter_draws
+from ddgan_fast.training.steps import GeneratorLoss, TrainStep
 
 MAKERS = pytest.mark.parametrize(
     ("make", "shape"), [(networks, (3, SIZE, SIZE)), (points, (2,))], ids=["images", "points"]
@@ -357,4 +351,4 @@ def test_micro_batches_of_unequal_size_count_by_their_samples():
 
 def micro_of(n):
     t = torch.zeros(n, dtype=torch.int64)
-    return steps.MicroBatch(torch.zeros(n, 1), None, steps.Draws(t=t, z=torch.zeros(n, 1)))
+    return MicroBatch(torch.zeros(n, 1), None, Draws(t=t, z=torch.zeros(n, 1)))
