@@ -197,12 +197,14 @@ def test_an_extra_pass_through_d_is_named(tmp_path, monkeypatch):
     ("preset", "expected"),
     [
         ("digits_ddpm", {"generator": {"images": 1.0, "needed": 1}}),
+        ("digits_classifier", {"generator": {"images": 1.0, "needed": 1}}),
         ("gaussians25", {"generator": {"images": 2.0, "needed": 2}}),
     ],
 )
 def test_other_kinds_of_training(preset, expected, tmp_path):
     found = quick(load_config(preset, {"run.batch_size": 4}), tmp_path)
     assert expected.items() <= found["images"].items()
+    assert "q_sample" in {row["phase"] for row in found["phases"]}
     assert ("D real" in {row["phase"] for row in found["phases"]}) == (preset == "gaussians25")
     assert not [text for text in found["hints"] if "too many" in text]
 

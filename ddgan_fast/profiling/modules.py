@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..flops import Counter
+from ..training.classifying import ClassifyingStep
 from ..training.steps import TrainStep
 from .session import Session
 
@@ -55,7 +56,10 @@ def measure(session: Session) -> list[dict[str, Any]]:
         )
     else:
         x_next, x_t = engine.train_step.diffuse(micro)
-    found = _measure(session, "G", engine.generator, (x_next, draws.t, draws.z, draws.drop))
+    inputs: tuple[Any, ...] = (x_next, draws.t)
+    if not isinstance(engine.train_step, ClassifyingStep):
+        inputs += draws.z, draws.drop
+    found = _measure(session, "G", engine.generator, inputs)
     if "discriminator" in engine.modules:
         found += _measure(session, "D", engine.discriminator, (x_t, draws.t, x_next))
     if "discriminator_x0" in engine.modules:

@@ -46,7 +46,7 @@ def marked(engine: Engine, timeline: Timeline) -> Iterator[None]:
         if isinstance(engine.train_step, TrainStep):
             marks.gan(engine.train_step)
         else:
-            marks.hook(engine.train_step.diffuse, Q_SAMPLE, REST)
+            marks.around(engine.train_step, "inputs", Q_SAMPLE)
             marks.generator_loss(engine.train_step.parts[0])
         yield
 

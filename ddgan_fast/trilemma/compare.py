@@ -80,6 +80,7 @@ class Comparison:
         self.request, self.ranks, self.say = request, ranks, say
         request.out.mkdir(parents=True, exist_ok=True)
         self._measured = request.out / _MEASURED
+        self._asked: list[dict[str, Any]] = []
         self.steps = self._plan()
 
     def _plan(self) -> dict[str, int]:
@@ -132,12 +133,11 @@ class Comparison:
         return self.rows()
 
     def rows(self) -> list[dict[str, Any]]:
-        """All measurements made so far of the methods and seeds asked for."""
-        names = {method.name for method in self.request.methods}
+        """What ``run`` asked for; the file may also hold other checkpoints, numbers and judges."""
         return [
             row
             for row in self._all_rows()
-            if row["method"] in names and row["seed"] in (*self.request.seeds, None)
+            if any(key.items() <= row.items() for key in self._asked)
         ]
 
     def _all_rows(self) -> list[dict[str, Any]]:
@@ -203,6 +203,8 @@ class Comparison:
         few = [d for d in method.drawings if d.sampler != "ancestral"]
         drawing = few[0] if few else method.drawings[0]
         metrics = tuple(name for name in self.request.metrics if name in ("fid", "modes"))
+        if not metrics:
+            return
         n = min(self.request.n, SNAPSHOT_SAMPLES)
         for path in sorted(folder.glob("ema-*.safetensors")):
             self._add(method, seed, drawing, self._load(path), n, metrics, "progress")
@@ -224,7 +226,10 @@ class Comparison:
         digest = record.file_sha256(model.source)
         key: dict[str, Any] = {"kind": kind, "method": method.name, "seed": seed}
         key |= {"drawing": drawing.title, "step": model.step, "checkpoint_sha256": digest}
+        extractor = self.request.extractor
         key |= {"n": n, "asked": list(metrics)}
+        key["extractor_sha256"] = None if extractor is None else extractor.sha256
+        self._asked.append(key)
         if any(key.items() <= row.items() for row in self._all_rows()):
             return
         if kind == "final":
@@ -276,15 +281,18 @@ class Comparison:
 
     def _time(self) -> None:
         """How long sampling takes, of all drawings in turn, in several passes."""
-        wanted = []
-        known = {(r["drawing"], r["batch"]) for r in self._all_rows() if r["kind"] == "time"}
+        wanted: list[tuple[dict[str, Any], Drawing, LoadedGenerator]] = []
+        known = self._all_rows()
         for method in self.request.methods:
             model = self._load(self.shown(method))
-            wanted += [
-                (method, drawing, model)
-                for drawing in method.drawings
-                if (drawing.title, self.request.batch) not in known
-            ]
+            digest = record.file_sha256(model.source)
+            for drawing in method.drawings:
+                key = {"kind": "time", "method": method.name, "seed": None}
+                key |= {"drawing": drawing.title, "checkpoint_sha256": digest}
+                key["batch"] = self.request.batch
+                self._asked.append(key)
+                if not any(key.items() <= row.items() for row in known):
+                    wanted.append((key, drawing, model))
         passes: list[list[Any]] = []
         threads = torch.get_num_threads()
         try:
@@ -303,10 +311,9 @@ class Comparison:
                     )
         finally:
             torch.set_num_threads(threads)
-        for (method, drawing, _), *times in zip(wanted, *passes, strict=True):
+        for (key, _, _), *times in zip(wanted, *passes, strict=True):
             middle = sorted(times, key=lambda t: t["ms_p50"])[len(times) // 2]
-            row = {"kind": "time", "method": method.name, "seed": None, "drawing": drawing.title}
-            record.append(self._measured, {**row, **middle})
+            record.append(self._measured, {**key, **middle})
 
 
 def trained_seconds(run_dir: Path, step: int) -> float | None:

@@ -26,6 +26,8 @@ _DDPM_OPTIONS: dict[str, Any] = {
     "loss.kind": "ddpm",
     "loss.r1_gamma": 0.0,
     "loss.lazy_reg": 1,
+    "loss.terms": {},
+    "loss.x0_weight": 0.0,
     "optim.lr_g": 2e-4,
     "optim.beta1": 0.9,
     "optim.beta2": 0.999,

@@ -76,7 +76,11 @@ def quality(rows: Sequence[Row], measured: Sequence[Mapping[str, Any]], path: Pa
         )
     left.set(xscale="log", xlabel="sampling: seconds per 100", ylabel=label)
     left.margins(x=0.25, y=0.12)
-    progress = [r for r in measured if r["kind"] == "progress" and r["train_s"] is not None]
+    progress = [
+        r
+        for r in measured
+        if r["kind"] == "progress" and r["train_s"] is not None and name in r["metrics"]
+    ]
     for row in _first_of_each(rows):
         own = [r for r in progress if r["method"] == row.method.name]
         for number, seed in enumerate(dict.fromkeys(r["seed"] for r in own)):

@@ -67,3 +67,11 @@ def test_steps_with_the_penalty_count_by_their_share_and_methods_take_turns(cloc
     assert turns[2:] == ["gaussians25", "gaussians25_ddpm"] * (len(turns[2:]) // 2)
     assert len(turns) >= 2 + 2 * 5
     assert torch.get_num_threads() == threads
+
+
+def test_networks_that_know_classes_are_timed_with_them(monkeypatch):
+    monkeypatch.setattr(budget, "_BLOCK_S", 0.0)
+    monkeypatch.setattr(budget, "_ROUNDS", 1)
+    cfg = load_config("gaussians25", {**TINY, "model.num_classes": 25, "run.threads": 1})
+
+    assert seconds_per_step({"a": cfg}, "cpu", lambda text: None)["a"] > 0

@@ -55,6 +55,16 @@ def test_options_reach_the_methods_they_can_mean():
     assert [m.cfg.optim.lr_g for m in found.values()] == [0.5, 1e-3, 1e-3, 0.5, 0.5]
 
 
+def test_a_ddpm_leaves_the_terms_of_a_gan_out(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: digits\nloss:\n  x0_weight: 0.5\n  terms: {l1: 0.3}\n")
+
+    found = by_name(str(recipe), ("ddgan", "ddpm200"))
+
+    assert (found["ddgan"].cfg.loss.x0_weight, found["ddgan"].cfg.loss.terms) == (0.5, {"l1": 0.3})
+    assert (found["ddpm200"].cfg.loss.x0_weight, found["ddpm200"].cfg.loss.terms) == (0.0, {})
+
+
 def test_a_ddpm_is_drawn_by_all_steps_or_ddim_and_by_as_few_as_the_ddgan():
     found = by_name("digits")
 

@@ -133,6 +133,19 @@ def test_a_finished_run_stands_in_for_a_training(finished, tmp_path):
     assert str(run) in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.parametrize("change", ["number", "checkpoint"])
+def test_what_was_measured_otherwise_stays_out_of_the_report(copied, change):
+    run = copied / "runs" / "oneshot-seed2"
+    arguments = ["-n", "300"] if change == "number" else ["--load", f"oneshot={run}"]
+
+    assert trilemma(copied, *arguments, methods="oneshot") == 0
+
+    rows = json.loads((copied / "report.json").read_text())["measured"]
+    kinds = [(row["kind"], row["seed"], row.get("n")) for row in rows if row["kind"] != "progress"]
+    want = (1, 300) if change == "number" else (None, 200)
+    assert sorted(kinds) == [("final", *want), ("time", None, None)]
+
+
 def test_images_are_judged_by_an_extractor(tmp_path):
     small = ["--model.num_channels_dae", "8", "--model.z_emb_dim", "8"]
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ddgan_fast.trilemma import pictures
 from ddgan_fast.trilemma.methods import build_methods
 from ddgan_fast.trilemma.summary import (
     Spread,
@@ -63,3 +64,14 @@ def test_stand_ins_are_never_called_fid():
     assert (name, less) == ("fd_lite0", True)
     assert "FID" not in label
     assert quality_of({"near": 0.5})[2] is False
+
+
+def test_a_metric_that_only_the_end_has_makes_a_picture(tmp_path):
+    rows = measured(seeds=(1,))
+    rows[0]["metrics"] = {"precision_digits": 0.5}
+    rows.append({**rows[0], "kind": "progress", "metrics": {}})
+
+    path = tmp_path / "quality.png"
+    pictures.quality(summarize(build_methods("digits", ["ddgan"]), rows), rows, path)
+
+    assert path.stat().st_size > 5000
