@@ -67,8 +67,9 @@ def installed(distribution: tuple[Path, Path, Path], tmp_path_factory) -> Path:
 
 def test_wheel_holds_the_whole_tree(distribution: tuple[Path, Path, Path]) -> None:
     tree, _, wheel = distribution
-    results = (tree / "benchmarks" / "results").glob("*.json")
-    expected = {f"ddgan_fast/benchmarks/results/{path.name}" for path in results}
+    results = tree / "benchmarks" / "results"
+    carried = [*results.glob("*.json"), *results.glob("*/*")]
+    expected = {f"ddgan_fast/{path.relative_to(tree).as_posix()}" for path in carried}
     assert "ddgan_fast/benchmarks/results/probe.json" in expected
     for folder in ("ddgan_fast", "kernels", "benchmarks", "csrc"):
         for path in (tree / folder).rglob("*"):

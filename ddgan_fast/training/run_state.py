@@ -56,8 +56,9 @@ def check(
     Raises:
         ValueError: the state in ``where`` belongs to another run.
     """
-    old, new = _flat(saved["config"]), _flat(to_dict(cfg))
-    changed = [name for name in new if name in old and old[name] != new[name]]
+    # Options that are newer than the state had their defaults.
+    old, new = _flat(to_dict(Config())) | _flat(saved["config"]), _flat(to_dict(cfg))
+    changed = [name for name in new if old[name] != new[name]]
     fixed = [
         name
         for name in changed

@@ -43,7 +43,7 @@ def parse_budget(text: str) -> float:
 
 def seconds_per_step(
     configs: Mapping[str, Config], device: str | None, say: Callable[[str], None]
-) -> dict[str, float]:
+) -> dict[str, tuple[float, str]]:
     """How long a training step of each configuration takes, R1 weighted by its interval.
 
     On a CPU blocks of steps alternate between the configurations, so that what else the machine
@@ -55,13 +55,13 @@ def seconds_per_step(
         say: told how it goes.
 
     Returns:
-        Medians over the blocks, in seconds, by name.
+        By name: the median over the blocks, in seconds, and the engine that was timed.
     """
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(start(device))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ddgan_fast-")))
         if ranks.device.type == "cuda":
-            found: dict[str, float] = {}
+            found: dict[str, tuple[float, str]] = {}
             for name, cfg in configs.items():
                 found |= _measure({name: cfg}, ranks, folder, say)
             return found
@@ -70,7 +70,7 @@ def seconds_per_step(
 
 def _measure(
     configs: Mapping[str, Config], ranks: Ranks, folder: Path, say: Callable[[str], None]
-) -> dict[str, float]:
+) -> dict[str, tuple[float, str]]:
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         blocks = {
@@ -80,7 +80,10 @@ def _measure(
         for _ in range(_ROUNDS):
             for name, block in blocks.items():
                 times[name].append(block.take())
-        return {name: statistics.median(values) for name, values in times.items()}
+        return {
+            name: (statistics.median(times[name]), block.run.engine.mode)
+            for name, block in blocks.items()
+        }
 
 
 class _Block:

@@ -89,6 +89,7 @@ class Comparison:
         path = request.out / _PLAN
         configs = {m.name: to_dict(m.cfg) for m in self._trained}
         plan: dict[str, Any] = {"preset": request.preset, "budget_s": request.budget_s}
+        plan["device"] = self.ranks.device.type
         if path.is_file():
             kept = json.loads(path.read_text())
             # Further methods join a comparison; what it has stays as it is.
@@ -98,21 +99,23 @@ class Comparison:
             ):
                 raise ValueError(
                     f"{request.out} holds a comparison of {kept['preset']} under "
-                    f"{kept['budget_s']:g} s with other options: choose another folder by --out, "
-                    "or the options of that one."
+                    f"{kept['budget_s']:g} s on {kept['device']} with other options: choose "
+                    "another folder by --out, or the options of that one."
                 )
             plan = kept
         else:
-            plan |= {"methods": {}, "steps": {}, "ms_per_step": {}}
+            plan |= {"methods": {}, "steps": {}, "ms_per_step": {}, "engine": {}}
         new = {m.name: m.cfg for m in self._trained if m.name not in plan["steps"]}
         if new:
             self.say(f"Timing training steps of {', '.join(new)}.")
             found = seconds_per_step(new, request.device, lambda text: None)
-            for name, seconds in found.items():
+            for name, (seconds, engine) in found.items():
                 plan["steps"][name] = max(SNAPSHOTS, round(request.budget_s / seconds))
                 plan["ms_per_step"][name] = 1e3 * seconds
+                plan["engine"][name] = engine
                 plan["methods"][name] = configs[name]
             record.write(path, plan)
+        self._engines: dict[str, str] = plan["engine"]
         return plan["steps"]
 
     @property
@@ -170,6 +173,7 @@ class Comparison:
             dir=str(self._source(method, seed)),
             seed=seed,
             steps=steps,
+            engine=self._engines[method.name],
             checkpoint_every=max(1, steps // SNAPSHOTS),
             keep=SNAPSHOTS + 1,
             sample_every=0,

@@ -115,8 +115,8 @@ def _method(
         return Method(name, title, cfg, (Drawing(title),))
     if name == "noz":
         title = f"DDGAN without latent, T = {few}"
-        timesteps = {"model.num_timesteps": few}
-        cfg = _variant(preset, "noz", {"model.nz": 0}, shared | timesteps)
+        all_but_latent = {k: v for k, v in overrides.items() if k != "model.nz"}
+        cfg = _variant(preset, "noz", {"model.nz": 0}, all_but_latent)
         return Method(name, title, cfg, (Drawing(title),))
     found = _DDPM.fullmatch(name)
     if found is None:

@@ -60,6 +60,7 @@ def quality(rows: Sequence[Row], measured: Sequence[Mapping[str, Any]], path: Pa
     figure = new_figure(width=10, height=4.2)
     left, right = figure.subplots(1, 2)
     colours = {row.method.name: f"C{i}" for i, row in enumerate(_first_of_each(rows))}
+    names = list(colours)
     for row in rows:
         value = row.metrics[name]
         errors = [[value.median - value.low], [value.high - value.median]]
@@ -71,7 +72,8 @@ def quality(rows: Sequence[Row], measured: Sequence[Mapping[str, Any]], path: Pa
             row.title,
             (row.seconds_per_100, value.median),
             textcoords="offset points",
-            xytext=(6, 4),
+            # Models of the same kind often lie on the same spot.
+            xytext=(6, 5 if names.index(row.method.name) % 2 else -10),
             fontsize=7,
         )
     left.set(xscale="log", xlabel="sampling: seconds per 100", ylabel=label)
@@ -95,10 +97,18 @@ def quality(rows: Sequence[Row], measured: Sequence[Mapping[str, Any]], path: Pa
     for axes in (left, right):
         if less:
             axes.set_yscale("log")
-            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                which("{x:g}")
-        axes.grid(alpha=0.3, which="both" if less else "major")
+            _plain_decades(axes)
+        axes.grid(alpha=0.3)
     save_figure(figure, path)
+
+
+def _plain_decades(axes: Any) -> None:
+    """Write 1, 2, 5, 10, ... on a logarithmic axis instead of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def coverage(rows: Sequence[Row], measured: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -123,9 +124,11 @@ def _markdown(
     measured: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
 ) -> str:
-    warnings = dict.fromkeys(
-        sentence for row in measured if row["kind"] == "final" for sentence in row["warnings"]
-    )
+    # The first of those that differ in their numbers only.
+    warnings: dict[str, str] = {}
+    for row in measured:
+        for sentence in row["warnings"] if row["kind"] == "final" else ():
+            warnings.setdefault(re.sub(r"[\d.,]+", "N", sentence), sentence)
     lines = [
         f"# {request.preset}: quality, coverage and speed under equal training time",
         "",
@@ -141,7 +144,7 @@ def _markdown(
         f"    {facts['command']}",
         "",
         *(f"- {sentence}" for sentence in _notes(request, facts)),
-        *(f"- {sentence}" for sentence in warnings),
+        *(f"- {sentence}" for sentence in warnings.values()),
         "",
     ]
     return "\n".join(lines)

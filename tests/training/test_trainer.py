@@ -12,8 +12,8 @@ import pytest
 import torch
 from tiny_runs import final_state, tensors_of, tiny
 
-from ddgan_fast.config import save_yaml
-from ddgan_fast.training import checkpoint, trainer, writer
+from ddgan_fast.config import Config, save_yaml, to_dict
+from ddgan_fast.training import checkpoint, run_state, trainer, writer
 from ddgan_fast.training.checkpoint import CheckpointError
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.guard import NonFiniteError
@@ -223,6 +223,16 @@ def test_state_of_another_network_is_refused(tmp_path):
         train(tiny(tmp_path / "run", model__num_channels_dae=16))
     with pytest.raises(ValueError, match=r"run\.batch_size = 8, but run\.batch_size = 16"):
         train(tiny(tmp_path / "run", run__batch_size=16))
+
+
+def test_an_option_newer_than_the_state_had_its_default():
+    cfg = Config()
+    saved = {"config": to_dict(cfg), "data_digest": "a"}
+    del saved["config"]["model"]["num_classes"]
+    run_state.check(saved, cfg, "a", "run", print)
+    cfg.model.num_classes = 10
+    with pytest.raises(ValueError, match=r"a run with model\.num_classes = 0, but"):
+        run_state.check(saved, cfg, "a", "run", print)
 
 
 def test_other_data_are_refused_unless_allowed(tmp_path):
