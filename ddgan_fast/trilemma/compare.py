@@ -291,7 +291,7 @@ class Comparison:
             model = self._load(self.shown(method))
             digest = record.file_sha256(model.source)
             for drawing in method.drawings:
-                key = {"kind": "time", "method": method.name, "seed": None}
+                key: dict[str, Any] = {"kind": "time", "method": method.name, "seed": None}
                 key |= {"drawing": drawing.title, "checkpoint_sha256": digest}
                 key["batch"] = self.request.batch
                 self._asked.append(key)
