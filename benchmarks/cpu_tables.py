@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import readme
+from ddgan_fast import tables
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEP = (
@@ -41,7 +41,7 @@ def step(results: Path = RESULTS) -> str:
     ]
     ratio = recipe["ms_p50"] / ours["ms_p50"]
     return (
-        readme.markdown(header, lines) + f"\n{ratio:.1f} times as fast, both in one run, R1 "
+        tables.markdown(header, lines) + f"\n{ratio:.1f} times as fast, both in one run, R1 "
         f"weighted by its interval of {ours['r1_every']} steps. {_machine(ours)}. Command: "
         f"`{ours['command']}`.\n"
     )
@@ -58,7 +58,7 @@ def loaders(results: Path = RESULTS) -> str:
     ]
     first = found[0][1]
     return (
-        readme.markdown(header, lines)
+        tables.markdown(header, lines)
         + f"\n{first['count']} {first['images']} at {first['size']}x{first['size']} pixels, batch "
         f"{first['batch']}, medians of one run. {_machine(first)}. Command: `{first['command']}`.\n"
     )

@@ -5,6 +5,7 @@ All of it is computed, by running each preset's training step on tensors without
 
 from __future__ import annotations
 
+from ddgan_fast import tables
 from ddgan_fast.config import Config, load_config
 from ddgan_fast.training.footprint import Memory, estimate_memory
 from ddgan_fast.training.memory import estimated_micro_batch
@@ -74,7 +75,7 @@ def table(presets: list[str]) -> str:
     header = ["preset", "images per GPU", "weights", "gradients", "Adam", "EMA"]
     header += ["activations", "together", "`run.recompute`: activations, together"]
     header += ["micro-batch that fits 11 GB"]
-    return readme.markdown(header, [row(preset) for preset in presets])
+    return tables.markdown(header, [row(preset) for preset in presets])
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ddgan_fast import cli
+from ddgan_fast import cli, tables
 from ddgan_fast.config import load_config
 from ddgan_fast.files import atomic_open
 
@@ -94,7 +94,7 @@ def table(rows: Sequence[Row]) -> str:
         ]
         header = ["objective", "seed", *(COLUMNS[name][0] for name in names)]
         title = f"`{preset}`, {chosen[0]['step']:,} steps:"
-        parts.append(f"{title}\n\n{readme.markdown(header, lines)}")
+        parts.append(f"{title}\n\n{tables.markdown(header, lines)}")
     return "\n".join(parts)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddgan_fast import kernels
+from ddgan_fast import kernels, tables
 from ddgan_fast.kernels import registry, use_backend
 
 from . import readme
@@ -212,7 +212,7 @@ def table(results: Path) -> str:
     header += [f"{title} ran on" for title in _TITLES.values()]
     found = runs(results)
     with use_backend("torch"):
-        return readme.markdown(header, [_row(name, found) for name in public_ops()])
+        return tables.markdown(header, [_row(name, found) for name in public_ops()])
 
 
 def main() -> None:

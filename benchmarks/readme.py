@@ -5,18 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from ddgan_fast.files import atomic_open
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def renewed(text: str, begin: str, end: str, written: str, page: str = "README.md") -> str:

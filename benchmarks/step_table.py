@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ddgan_fast.tables import markdown
+
 from . import readme
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -64,7 +66,7 @@ def steps(rows: Sequence[Row]) -> str:
             f"**{recipe['ms_p50'] / best['ms_p50']:.1f}**" if recipe else "-",
             f"{strict['img_s']:,.0f} img/s" if strict else "-",
         ])
-    return readme.markdown(header, lines) if lines else ""
+    return markdown(header, lines) if lines else ""
 
 
 def samples(rows: Sequence[Row]) -> str:
@@ -76,7 +78,7 @@ def samples(rows: Sequence[Row]) -> str:
         for group in _groups([row for row in rows if row["case"] == "sample"])
         for row in sorted(group, key=lambda row: row["ms_p50"])
     ]
-    return readme.markdown(header, lines) if lines else ""
+    return markdown(header, lines) if lines else ""
 
 
 def ablation(rows: Sequence[Row]) -> str:
@@ -91,7 +93,7 @@ def ablation(rows: Sequence[Row]) -> str:
             ratio = f"{anchor['ms_p50'] / row['ms_p50']:.2f}" if anchor else "-"
             lines.append([row["card"], str(row.get("chain")), row["provider"],
                           f"{row['img_s']:,.0f}", f"{row['ms_p50']:.1f}", ratio])
-    return readme.markdown(header, lines) if lines else ""
+    return markdown(header, lines) if lines else ""
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ddgan_fast import tables
+
 from . import readme
 
 BEGIN = "<!-- written by `python -m benchmarks.trilemma_table` -->"
@@ -34,7 +36,7 @@ def _section(path: Path) -> str:
         f"![samples side by side]({folder}/samples.png)\n\n"
         f"![quality against the time of sampling and of training]({folder}/quality.png)\n"
     )
-    return "\n".join([conditions, readme.markdown(report["headings"], report["table"]), pictures])
+    return "\n".join([conditions, tables.markdown(report["headings"], report["table"]), pictures])
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Tables in the terminal: with rules and colours there, aligned plain text elsewhere."""
+"""Tables: in the terminal with rules and colours, elsewhere aligned plain text, or Markdown."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
         + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -17,6 +17,7 @@ from ddgan_fast.evaluation import evaluate, record
 from ddgan_fast.evaluation.collect import Collected
 from ddgan_fast.evaluation.features import Extractor
 from ddgan_fast.evaluation.timing import time_sampling
+from ddgan_fast.run_log import LOG, read_records, value_of
 from ddgan_fast.samplers import choose
 from ddgan_fast.sampling import LoadedGenerator, load_generator
 from ddgan_fast.training.parallel import Ranks
@@ -322,17 +323,11 @@ class Comparison:
 
 def trained_seconds(run_dir: Path, step: int) -> float | None:
     """Seconds that a run trained up to a step, by its log; None where there is none."""
-    path = run_dir / "log.jsonl"
-    if not path.is_file():
-        return None
+    records = read_records(run_dir / LOG)
     total, last = 0.0, 0
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
+    for entry in records:
         if entry["step"] > step:
             break
-        total += float(entry.get("sec_per_step", 0.0)) * (entry["step"] - last)
+        total += (value_of(entry, "sec_per_step") or 0.0) * (entry["step"] - last)
         last = entry["step"]
-    return total
+    return total if records else None

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ddgan_fast import tables
 from ddgan_fast.evaluation import record
 from ddgan_fast.files import atomic_open
 from ddgan_fast.sampling import LoadedGenerator, generate
@@ -132,7 +133,7 @@ def _markdown(
     lines = [
         f"# {request.preset}: quality, coverage and speed under equal training time",
         "",
-        table(headings(rows), [cells(row, shown(rows)) for row in rows]),
+        tables.markdown(headings(rows), [cells(row, shown(rows)) for row in rows]),
         "![samples](samples.png)",
         "",
         "![quality against time](quality.png)",
@@ -174,9 +175,3 @@ def _notes(request: Request, facts: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
     notes.append(f"Machine: {facts['machine']}; device {facts['device']}; {versions}.")
     return notes
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
-    rows = [header, ["---"] * len(header), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
