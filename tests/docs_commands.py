@@ -25,7 +25,7 @@ from PIL import Image
 from ddgan_fast import cli
 from ddgan_fast.commands import train
 from ddgan_fast.config import Config
-from ddgan_fast.training import trainer
+from ddgan_fast.training import terms, trainer
 
 GOLDEN = ROOT / "tests/data/golden/checkpoint_ref"
 SHORT = ("--run.steps", "2", "--run.sample_every", "0", "--run.tensorboard", "false")
@@ -242,6 +242,8 @@ def run_python(text: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "train", short)
+        # What a page registers is not for the tests that follow.
+        patch.setattr(terms, "_TERMS", dict(terms._TERMS))
         exec(compile(text, page, "exec"), {"__name__": "__main__"})
 
 
