@@ -130,8 +130,16 @@ def check_target(path: str | os.PathLike[str]) -> None:
     """Refuse a name that ``save_classifier`` could not write; to be asked before the work.
 
     Raises:
-        ValueError: the suffix is not .safetensors.
+        ValueError: the suffix is not .safetensors, or no file can be made there.
     """
+    place = Path(path).absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(
+            f"{os.fspath(path)} cannot be written, as {place} is no folder that you may write to: "
+            "choose another place."
+        )
     if Path(path).suffix != ".safetensors":
         raise ValueError(
             f"a classifier is written as a .safetensors file, and {os.fspath(path)} is none."

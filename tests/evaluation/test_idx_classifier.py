@@ -145,6 +145,9 @@ def test_what_cannot_be_learnt_is_refused(idx_set, tmp_path, capsys):
     assert "holds no IDX files" in complaint(capsys, tmp_path, *out)
     assert "epochs is 0" in complaint(capsys, idx_set, *out, "--epochs", 0)
     assert "c.pt is none" in complaint(capsys, idx_set, "-o", tmp_path / "c.pt")
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "deep" / "c.safetensors"
+    assert "is no folder that you may write to" in complaint(capsys, idx_set, "-o", below)
     assert not list(tmp_path.glob("c.*"))
 
 
