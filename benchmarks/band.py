@@ -18,6 +18,7 @@ import numpy as np
 
 from ddgan_fast.config import load_config
 from ddgan_fast.plots import bands
+from ddgan_fast.run_log import LOG, read_records
 
 from .gpu_units import Child, Unit
 
@@ -56,7 +57,7 @@ def _train(child: Child, name: str, changes: dict[str, Any]) -> None:
         cfg = load_config(tiny_preset(child, "celebahq256"),
                           {**common, **changes, "run.dir": folder})
         result = train(cfg, device=child.device, quiet=True)
-        log = [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
+        log = read_records(Path(folder) / LOG)
     curves = {key: [line.get(key) for line in log] for key in NAMES}
     child.row(case="band", provider=name, preset=cfg.preset, batch=8, steps=result.step,
               seconds=round(result.seconds, 1), dtype=cfg.run.precision, engine=cfg.run.engine,

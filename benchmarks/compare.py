@@ -19,6 +19,7 @@ IDENTITY = (
     "case", "provider", "preset", "op", "variant", "shape", "dtype", "channels_last", "pass",
     "phase", "data", "size", "count", "batch", "micro_batch", "r1_every", "engine", "timesteps",
     "workers", "output", "device", "scaling", "gpus", "per_gpu_batch", "chain",
+    "sampler", "nfe",
 )  # fmt: skip
 """Columns that say what was measured; two rows that have them alike are compared."""
 
@@ -162,12 +163,12 @@ def _word(name: str, value: Any) -> str:
 
 
 def _times(row: Row) -> tuple[float, float, float] | None:
-    """20th percentile, median and 80th in milliseconds."""
+    """20th percentile, median and 80th in milliseconds; without a spread there is no verdict."""
     for unit, factor in _UNITS:
-        median = row.get(f"{unit}_p50")
-        if median:
-            low, high = (float(row.get(f"{unit}_p{p}") or median) for p in (20, 80))
-            return factor * low, factor * median, factor * high
+        times = [row.get(f"{unit}_p{p}") for p in (20, 50, 80)]
+        if all(times):
+            low, median, high = (factor * float(time) for time in times)
+            return low, median, high
     return None
 
 

@@ -6,8 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,16 @@ import torch
 
 import ddgan_fast
 from ddgan_fast.files import atomic_open
+from ddgan_fast.machine import cores, cpu_model, now
+
+__all__ = ["machine", "now", "versions", "write"]
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The hardware, and how busy it was."""
     facts: dict[str, Any] = {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
+        "cpu": cpu_model(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }
@@ -40,23 +41,10 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def now() -> str:
-    """UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write ``{"rows": rows}`` as JSON, whole or not at all."""
     with atomic_open(path) as file:
         file.write((json.dumps({"rows": rows}, indent=1) + "\n").encode())
-
-
-def _cpu_model() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

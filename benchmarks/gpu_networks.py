@@ -17,6 +17,7 @@ from ddgan_fast.config import Config, from_dict, load_config, save_yaml, to_dict
 from ddgan_fast.data.device import to_model_input
 from ddgan_fast.kernels import backend_report, use_backend
 from ddgan_fast.models.rewrites import Rewrites
+from ddgan_fast.run_log import LOG, read_records
 from ddgan_fast.training.graphs import CudaRecorder
 
 from . import runner, sample, step
@@ -353,7 +354,7 @@ def _train(child: Child, preset: str) -> None:
         changes |= {"data.path": child.images, "run.batch_size": 32, "run.steps": steps,
                     "run.sample_every": steps, "run.sample_count": 16, "run.tick": 20}
     result = train(load_config(preset, changes), device=child.device, quiet=True)
-    log = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    log = read_records(run_dir / LOG)
     child.row(case="train", preset=preset, steps=result.step, finished=result.finished,
               seconds=round(result.seconds, 2), log=log[-20:])
     if not result.finished:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddgan_fast.config import Config, load_config
+from ddgan_fast.config import Config, validate
 from ddgan_fast.data import build_dataset
 from ddgan_fast.evaluation.collect import Collected, Collector
 from ddgan_fast.evaluation.features import Extractor, build_extractor
@@ -35,9 +35,12 @@ from ddgan_fast.evaluation.idx_training import EPOCHS, train_classifier
 from ddgan_fast.evaluation.prdc import precision_recall
 from ddgan_fast.evaluation.timing import time_sampling
 from ddgan_fast.images import grid, save_png
+from ddgan_fast.options import set_options
+from ddgan_fast.run_log import LOG, read_records, seconds_trained
 from ddgan_fast.samplers import choose
 from ddgan_fast.sampling import LoadedGenerator, generate, load_generator
 from ddgan_fast.training.parallel import Ranks
+from ddgan_fast.trilemma.methods import Drawing, Method, build_methods
 
 from .gpu_units import Child, Unit, read
 
@@ -51,37 +54,7 @@ _LAST_S = 12.0
 _PUBLISHED_EPOCHS = 60
 """That the published reproduction trained for."""
 
-Asked = tuple[str | None, int | None]
-"""Sampler and steps of a DDPM; both None for GANs."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A model of the comparison: changes of the preset, and how it is sampled."""
-
-    changes: dict[str, Any] = field(default_factory=dict)
-    samplers: tuple[Asked, ...] = ((None, None),)
-
-
-# The slowest sampler comes last: it takes the time that the others leave.
-METHODS = {
-    "ddgan": Method(),
-    "oneshot": Method({"model.num_timesteps": 1}),
-    "ddpm200": Method(
-        {
-            "loss.kind": "ddpm",
-            "model.nz": 0,
-            "model.num_timesteps": 200,
-            "model.tanh": False,
-            "loss.r1_gamma": 0.0,
-            "loss.lazy_reg": 1,
-            "optim.lr_g": 2e-4,
-            "optim.beta1": 0.9,
-            "optim.beta2": 0.999,
-        },
-        (("ddim", 25), ("ancestral", None)),
-    ),
-}
+METHODS = ("ddgan", "oneshot", "ddpm200")
 _COMMON = {
     # Minutes of training have no published average; all methods get the same.
     "optim.ema_decay": 0.999,
@@ -105,7 +78,7 @@ _TINY = {
     "run.batch_size": 8,
     "run.tick": 1,
 }
-_TINY_DDPM = {"model.nz": 0, "model.num_timesteps": 6}
+_TINY_NAMES = {"ddpm200": "ddpm6"}
 
 
 @dataclass
@@ -138,19 +111,21 @@ def _method(child: Child, name: str, left: int, judges: list[Judge]) -> None:
         judges[0].seconds = _seconds(child, left)
     judge = judges[0]
     until = time.monotonic() + child.seconds_left() / left
-    cfg = _configuration(child, name, judge.path)
+    method = _build(child, name, judge.path)
+    cfg = method.cfg
     facts: dict[str, Any] = {"case": "stacked", "provider": name, "preset": PRESET}
     facts |= {"asked_s": judge.seconds, **_train(child, cfg, judge.seconds)}
     assert cfg.run.dir is not None
     model = load_generator(cfg.run.dir, device=child.device)
     shutil.rmtree(cfg.run.dir)
-    samplers = METHODS[name].samplers
-    for i, asked in enumerate(samplers):
-        share = (until - time.monotonic()) / (len(samplers) - i)
+    # The slowest sampler comes last: it takes the time that the others leave.
+    drawings = method.drawings[::-1]
+    for i, drawing in enumerate(drawings):
+        share = (until - time.monotonic()) / (len(drawings) - i)
         limit = time.monotonic() + share - _LAST_S
-        images, columns = _measure(child, model, asked, judge, limit)
-        sampler = columns["sampler"]
-        _save_grid(child, images, f"stacked-{name}" + (f"-{sampler}" if sampler != "gan" else ""))
+        images, columns = _measure(child, model, drawing, judge, limit)
+        kind = f"-{columns['sampler']}-{columns['nfe']}" if len(drawings) > 1 else ""
+        _save_grid(child, images, f"stacked-{name}{kind}")
         print(json.dumps(facts | columns), flush=True)
         child.row(**facts, **columns)
 
@@ -166,23 +141,27 @@ def _seconds(child: Child, methods: int) -> float:
     return round(min(TRAIN_S, _TRAINING_SHARE * child.seconds_left() / methods), 1)
 
 
-def _configuration(child: Child, name: str, path: str) -> Config:
-    changes = _COMMON | METHODS[name].changes
-    changes |= {"run.engine": "graph" if child.device == "cuda" else "eager"}
-    if child.tiny:
-        changes |= _TINY | (_TINY_DDPM if name == "ddpm200" else {})
-    changes |= {"data.path": path, "run.dir": str(child.work / f"stacked-{name}")}
-    return load_config(PRESET, changes)
+def _build(child: Child, name: str, path: str) -> Method:
+    """A method of ``ddgan-fast trilemma``, with what all of them have alike here."""
+    overrides = {"data.path": path} | (_TINY if child.tiny else {})
+    asked = _TINY_NAMES.get(name, name) if child.tiny else name
+    (method,) = build_methods(PRESET, [asked], overrides)
+    engine = "graph" if child.device == "cuda" else "eager"
+    own = {"run.engine": engine, "run.dir": str(child.work / f"stacked-{name}")}
+    set_options(method.cfg, _COMMON | own)
+    validate(method.cfg)
+    return method
 
 
 def _train(child: Child, cfg: Config, seconds: float) -> dict[str, Any]:
     """The first so many seconds of a run, by the clock that its own log has."""
     from ddgan_fast.training.trainer import train
 
-    log = Path(str(cfg.run.dir), "log.jsonl")
+    log = Path(str(cfg.run.dir), LOG)
     with _stopped_after(log, seconds):
         result = train(cfg, device=child.device, quiet=True)
     spent, rate = clock(log)
+    rate *= cfg.run.batch_size
     images = len(build_dataset(cfg))
     hours = _PUBLISHED_EPOCHS * images / rate / 3600
     return {
@@ -217,30 +196,22 @@ def _stopped_after(log: Path, seconds: float) -> Iterator[None]:
 
 
 def clock(log: Path) -> tuple[float, float]:
-    """Seconds of training that a run's log tells of, and images per second after its first line."""
-    spent, images, step = [], [], 0
-    for text in log.read_text().splitlines() if log.exists() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:  # it is being written
-            break
-        spent.append(line.get("sec_per_step", 0.0) * (line["step"] - step))
-        images.append(line.get("img_s", 0.0) * spent[-1])
-        step = line["step"]
-    first = int(len(spent) > 1)  # in which algorithms are chosen
-    later = sum(spent[first:])
-    return sum(spent), sum(images[first:]) / later if later else 0.0
+    """Seconds of training that a run's log tells of, and steps per second after its first line."""
+    records = read_records(log)
+    spent = seconds_trained(records) or 0.0
+    if len(records) < 2:
+        return spent, records[0]["step"] / spent if spent else 0.0
+    first = records[0]["step"]  # until when algorithms are chosen
+    later = spent - (seconds_trained(records, first) or 0.0)
+    return spent, (records[-1]["step"] - first) / later
 
 
 def _measure(
-    child: Child, model: LoadedGenerator, asked: Asked, judge: Judge, until: float
+    child: Child, model: LoadedGenerator, drawing: Drawing, judge: Judge, until: float
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """The samples that can be drawn until then, and a row's columns: their quality and speed."""
-    kind, steps = asked
-    if steps is not None:
-        steps = min(steps, model.cfg.model.num_timesteps)
     precision = "bf16" if child.device == "cuda" else "fp32"
-    sampler = choose(model.cfg, kind, steps)
+    sampler = choose(model.cfg, drawing.sampler, drawing.steps)
     batch, budget_s = (10, 0.0) if child.tiny else (100, 5.0)
     timed = time_sampling(model, batch, precision=precision, sampler=sampler, budget_s=budget_s)
     began = time.monotonic()
@@ -250,8 +221,8 @@ def _measure(
         40 if child.tiny else SAMPLES,
         batch_size=20 if child.tiny else 1000,
         precision=precision,
-        sampler=kind,
-        steps=steps,
+        sampler=drawing.sampler,
+        steps=drawing.steps,
     ):
         drawn.append(images)
         if time.monotonic() > until:
@@ -265,7 +236,7 @@ def _measure(
         **_scores(judge, images),
         "sampling_s": round(spent, 2),
         "s_per_100": timed["s_per_100"],
-        "ms_p50": timed["ms_p50"],
+        **{name: timed[name] for name in ("ms_p20", "ms_p50", "ms_p80")},
         "clock": timed["clock"],
         "sampling_engine": timed["engine"],
         "dtype": precision,
@@ -312,8 +283,7 @@ def _judge(child: Child) -> Judge:
     seconds = time.monotonic() - began
     file = child.work / "stacked-classifier.safetensors"
     save_classifier(classifier, file)
-    cfg = _configuration(child, "ddgan", path)
-    data = build_dataset(cfg)
+    data = build_dataset(_build(child, "ddgan", path).cfg)
     images = data.fetch(np.arange(min(SAMPLES, len(data))))
     size, _, channels = data.shape
     extractors = [

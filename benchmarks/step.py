@@ -121,10 +121,10 @@ class Stepper:
         self.engine = self.run.engine
         wake(self.engine.generator, 0)
         wake(self.engine.discriminator, 1)
-        indices, flip = self.run.plan.batch(0)
+        indices, flip = self.run.feed.plan.batch(0)
         images = torch.from_numpy(self.run.dataset.fetch(indices)).to(device)
         mirror = torch.from_numpy(flip).to(device) if images.dtype == torch.uint8 else None
-        labels = self.run.labels
+        labels = self.run.feed.labels
         self.batch = Batch(images, mirror, 0, None if labels is None else labels.at(0))
 
     def step(self, penalize: bool) -> None:

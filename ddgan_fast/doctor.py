@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .machine import cores
 from .tables import align, print_table
 
 _OLDEST_TORCH = (2, 11)
@@ -130,8 +131,7 @@ def kernel_lines() -> list[str]:
 
 
 def _cpu() -> list[Row]:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    value = f"{count} cores, {platform.machine()}, {platform.system()}"
+    value = f"{cores()} cores, {platform.machine()}, {platform.system()}"
     with contextlib.suppress(Exception):
         import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,20 @@ def value_of(record: Mapping[str, Any], name: str) -> float | None:
         return float(record[name])
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def seconds_trained(records: Sequence[Mapping[str, Any]], step: int | None = None) -> float | None:
+    """Seconds that a run took up to a step, by its log; None where there is none.
+
+    Building, saving and sampling do not count.
+    """
+    total, last = 0.0, 0
+    for record in records:
+        if step is not None and record["step"] > step:
+            break
+        total += (value_of(record, "sec_per_step") or 0.0) * (record["step"] - last)
+        last = record["step"]
+    return total if records else None
 
 
 def points(records: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..machine import now
 from . import Parser
 from .arguments import add_device, add_guidance, add_sampler, add_weights, guidance_of
 
@@ -165,7 +166,7 @@ def _evaluate(arguments: argparse.Namespace, argv: Sequence[str], ranks: Ranks) 
     if result is None:
         return
     entry = {
-        "time": record.now(),
+        "time": now(),
         "command": f"ddgan-fast evaluate {shlex.join(argv)}",
         "checkpoint": model.source.name,
         "checkpoint_sha256": record.file_sha256(model.source),
@@ -279,7 +280,7 @@ def _make_reference(arguments: argparse.Namespace, ranks: Ranks) -> None:
         data=data.describe(),
         data_digest=data.digest,
         image_size=data.shape[0],
-        date=record.now(),
+        date=now(),
         version=record.versions()["ddgan_fast"],
     )
     write_statistics(arguments.make_reference, moments.gaussian(), provenance)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ddgan_fast.evaluation import evaluate, record
 from ddgan_fast.evaluation.collect import Collected
 from ddgan_fast.evaluation.features import Extractor, build_extractor
+from ddgan_fast.machine import now
 from ddgan_fast.sampling import LoadedGenerator
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Quality:
             return
         reference = record.reference_facts(None, None, run.dataset)
         facts = record.facts(model, plan, result, self._extractor, run.ranks, reference)
-        entry = {"time": record.now(), "command": "training", "weights": "ema", **facts}
+        entry = {"time": now(), "command": "training", "weights": "ema", **facts}
         try:
             record.append(run.run_dir / "metrics.jsonl", entry)
         except OSError as error:

@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import torch
 from ddgan_fast import __version__
 from ddgan_fast.files import atomic_open
 from ddgan_fast.guidance import bind
+from ddgan_fast.machine import device_name
 from ddgan_fast.samplers import choose
 
 if TYPE_CHECKING:
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
     from ddgan_fast.evaluation.statistics import Statistics
     from ddgan_fast.sampling import LoadedGenerator
     from ddgan_fast.training.parallel import Ranks
-
-
-def now() -> str:
-    """The time, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -49,11 +44,6 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def facts(

@@ -126,8 +126,8 @@ def _measure(session: Session, out: Path, rounds: int, scale: float, say: Say) -
         ),
         "images": figures.image_figures(taken, shares, local),
         "data": {
-            "loader": session.loader.kind,
-            "note": session.loader.note,
+            "loader": session.feed.loader.kind,
+            "note": session.feed.loader.note,
             "source": cfg.data.source,
             "prepared": getattr(session.dataset, "kind", None) == "shards",
             "workers": session.dataset.workers,

@@ -10,12 +10,9 @@ import torch
 
 from ..config import Config
 from ..data import build_dataset
-from ..data.labels import Labels, check_labels
-from ..data.loading import make_loader
-from ..data.plan import Plan
-from ..data.torch_loader import Batch
 from ..training import choosing
 from ..training.engine import Engine
+from ..training.feed import Feed
 from ..training.memory import fit_micro_batch
 from ..training.parallel import start
 from ..validation import FILE_SOURCES
@@ -60,42 +57,22 @@ class Session:
     ) -> None:
         self.cfg = cfg
         self.dataset = build_dataset(cfg)
-        check_labels(self.dataset, cfg.model.num_classes)
         self.ranks = stack.enter_context(start(device, cfg.run.timeout_s, cfg.run.reduction))
         self.device = self.ranks.device
         choosing.refuse(cfg, self.device)
         if cfg.run.threads is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(cfg.run.threads)
-        flip = cfg.data.flip and self.dataset.flips
-        run, data = cfg.run, cfg.data
-        plan = Plan(len(self.dataset), run.seed, run.batch_size, data.mode, flip)
-        self.labels: Labels | None = None
-        if cfg.model.num_classes:
-            assert self.dataset.labels is not None
-            here = (self.device, self.ranks.rank, self.ranks.world)
-            self.labels = Labels(self.dataset.labels, plan, *here)
-        index = torch.from_numpy(plan.positions(0, self.ranks.rank, self.ranks.world))
-        self.engine = Engine(cfg, self.ranks, index.to(self.device))
+        self.feed = Feed(cfg, self.dataset, self.ranks)
+        self.engine = Engine(cfg, self.ranks, self.feed.positions())
         stack.callback(self.engine.drop_graphs)
         stack.enter_context(self.engine.precision.settings())
-        if run.micro_batch == "auto":
+        if cfg.run.micro_batch == "auto":
             say(fit_micro_batch(self.engine))
-        self.loader = stack.enter_context(
-            make_loader(
-                self.dataset,
-                plan,
-                self.device,
-                self.ranks.rank,
-                self.ranks.world,
-                loader=data.loader,
-                cache=data.cache,
-                dali_device=data.dali_device,
-            )
-        )
-        say(self.loader.note)
-        self.batch = self._next()
-        choosing.settle(self.engine, self.batch, run.steps, say)
+        stack.enter_context(self.feed).open()
+        say(self.feed.loader.note)
+        self.batch = self.feed.next_batch()
+        choosing.settle(self.engine, self.batch, cfg.run.steps, say)
         self.kinds = self.engine.kinds if cfg.loss.kind == "gan" else (False,)
         self.timeline = Timeline(self.device)
         stack.enter_context(marked(self.engine, self.timeline))
@@ -107,18 +84,12 @@ class Session:
         r1 = 1 / self.cfg.loss.lazy_reg
         return r1 if penalize else 1 - r1
 
-    def _next(self) -> Batch:
-        batch = next(self.loader)
-        if self.labels is not None:
-            batch.label = self.labels.at(batch.step)
-        return batch
-
     def step(self, penalize: bool, mark: bool) -> None:
         """One step as a run takes it, data included."""
         engine, timeline = self.engine, self.timeline
         timeline.start(penalize, mark, WAIT)
         began = time.perf_counter()
-        self.batch = self._next()
+        self.batch = self.feed.next_batch()
         timeline.waited(time.perf_counter() - began)
         timeline.mark(REST)
         # The number of the step decides about R1, and the rates that follow from it are no matter.

@@ -14,14 +14,13 @@ import torch
 from .. import __version__
 from ..config import Config, save_yaml, to_dict, validate
 from ..data import Dataset, build_dataset
-from ..data.labels import Labels, check_labels
-from ..data.loading import make_loader
-from ..data.plan import Plan
+from ..data.labels import check_labels
 from ..data.torch_loader import Batch, Loader
 from ..evaluation.during import Quality
 from . import choosing, run_state
 from .checkpoint import CheckpointError, latest_state, load_state
 from .engine import Engine
+from .feed import Feed
 from .guard import Preemption
 from .memory import fit_micro_batch
 from .monitor import Monitor
@@ -98,17 +97,8 @@ class Run:
     ) -> None:
         self.cfg, self.ranks, self.run_dir = cfg, ranks, run_dir
         self.dataset = dataset
-        flip = cfg.data.flip and self.dataset.flips
-        self.plan = Plan(
-            len(self.dataset), cfg.run.seed, cfg.run.batch_size, cfg.data.mode, flip
-        )
-        self.labels: Labels | None = None
-        if cfg.model.num_classes:
-            assert dataset.labels is not None
-            here = (ranks.device, ranks.rank, ranks.world)
-            self.labels = Labels(dataset.labels, self.plan, *here)
-        index = torch.from_numpy(self.plan.positions(0, ranks.rank, ranks.world))
-        self.engine = Engine(cfg, ranks, index.to(ranks.device))
+        self.feed = Feed(cfg, dataset, ranks)
+        self.engine = Engine(cfg, ranks, self.feed.positions())
         stack.callback(self.engine.drop_graphs)
         notes: list[str] = []
         self.monitor: Monitor | None = None
@@ -130,9 +120,9 @@ class Run:
             )
             save_yaml(cfg, run_dir / "config.yaml")
         self._introduce(notes)
-        self._loaders = stack.enter_context(contextlib.ExitStack())
-        self.loader = self._open_loader()
-        self.say(self.loader.note)
+        stack.enter_context(self.feed)
+        self._open_feed()
+        self.say(self.feed.loader.note)
         self.writer: CheckpointWriter | None = None
         if ranks.rank == 0:
             self.writer = stack.enter_context(
@@ -147,34 +137,13 @@ class Run:
         """Finished steps."""
         return self.engine.step
 
-    def _open_loader(self) -> Loader:
-        data, ranks = self.cfg.data, self.ranks
-        return self._loaders.enter_context(
-            make_loader(
-                self.dataset,
-                self.plan,
-                ranks.device,
-                ranks.rank,
-                ranks.world,
-                self.step + self.engine.returns.ahead,
-                loader=data.loader,
-                cache=data.cache,
-                dali_device=data.dali_device,
-            )
-        )
-
-    def next_batch(self) -> Batch:
-        """The loader's next batch, with its classes where the networks know any."""
-        batch = next(self.loader)
-        if self.labels is not None:
-            batch.label = self.labels.at(batch.step)
-        return batch
+    def _open_feed(self) -> None:
+        self.feed.open(self.step + self.engine.returns.ahead)
 
     def go_back(self, saved: dict[str, Any], returns: Returns) -> None:
         """Go on from an earlier state, with data and draws from where ``returns`` says."""
         self.engine.go_back(saved, returns)
-        self._loaders.close()
-        self.loader = self._open_loader()
+        self._open_feed()
         if self.monitor is not None:
             self.monitor.go_back(self.step)
         # From here on a restart knows of the return.
@@ -252,10 +221,10 @@ class Run:
         if self.step >= run.steps:
             self.say(f"The run is finished: {self.step:,} steps. Raise --run.steps to go on.")
             return
-        clock = TickClock(self.loader)
+        clock = TickClock(self.feed.loader)
         vote, watchdog = Vote(self.ranks), self.ranks.watchdog
         watchdog.enter("data wait", self.step)
-        first = self.next_batch()
+        first = self.feed.next_batch()
         watchdog.enter("compiling", self.step)
         began = time.perf_counter()
         choosing.settle(self.engine, first, run.steps - self.step, self.say)
@@ -263,7 +232,7 @@ class Run:
         batch: Batch | None = first
         while self.step < run.steps:
             watchdog.enter("data wait", self.step)
-            self.engine.take_step(batch or self.next_batch())
+            self.engine.take_step(batch or self.feed.next_batch())
             batch = None
             if self.writer is not None and not self.writer.reserved:
                 # Now, with the first step's moments there, and not in the middle of the run.
@@ -275,7 +244,7 @@ class Run:
             if saving or measuring or self.step % run.tick == 0:
                 watchdog.enter("statistics", self.step)
                 if self._tick(clock):
-                    clock = TickClock(self.loader)
+                    clock = TickClock(self.feed.loader)
                     continue
             if saving:
                 watchdog.enter("saving", self.step)

@@ -103,7 +103,7 @@ class _Block:
         self.device = ranks.device
         own = stack.enter_context(contextlib.ExitStack())
         self.run = Run(self.cfg, build_dataset(self.cfg), ranks, folder, True, own)
-        choosing.settle(self.run.engine, self.run.next_batch(), self.cfg.run.steps, say)
+        choosing.settle(self.run.engine, self.run.feed.next_batch(), self.cfg.run.steps, say)
         self.steps = cfg.loss.lazy_reg
         self.take()
         self.steps *= max(1, math.ceil(_BLOCK_S / (self.take() * self.steps)))
@@ -115,7 +115,7 @@ class _Block:
             self._wait()
             began = time.perf_counter()
             for _ in range(self.steps):
-                self.run.engine.take_step(self.run.next_batch())
+                self.run.engine.take_step(self.run.feed.next_batch())
             self._wait()
         return (time.perf_counter() - began) / self.steps
 

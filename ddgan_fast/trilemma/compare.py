@@ -17,7 +17,8 @@ from ddgan_fast.evaluation import evaluate, record
 from ddgan_fast.evaluation.collect import Collected
 from ddgan_fast.evaluation.features import Extractor
 from ddgan_fast.evaluation.timing import time_sampling
-from ddgan_fast.run_log import LOG, read_records, value_of
+from ddgan_fast.machine import device_name, now
+from ddgan_fast.run_log import LOG, read_records, seconds_trained
 from ddgan_fast.samplers import choose
 from ddgan_fast.sampling import LoadedGenerator, load_generator
 from ddgan_fast.training.parallel import Ranks
@@ -190,7 +191,7 @@ class Comparison:
         result = train(cfg, device=self.request.device, quiet=True)
         if not result.finished:
             raise KeyboardInterrupt
-        taken = trained_seconds(Path(cfg.run.dir or ""), cfg.run.steps)
+        taken = seconds_trained(read_records(Path(cfg.run.dir or "") / LOG))
         self.say(f"Trained {what}: {taken or 0:.0f} s.")
 
     def _plan_of(self, drawing: Drawing, n: int, metrics: tuple[str, ...]) -> evaluate.Plan:
@@ -245,15 +246,15 @@ class Comparison:
         step = model.step or 0
         row = {
             **key,
-            "time": record.now(),
+            "time": now(),
             "nfe": sampler.evaluations if sampler else model.cfg.model.num_timesteps,
             "sampler": asdict(sampler) if sampler else "gan",
             "images": step * model.cfg.run.batch_size,
-            "train_s": trained_seconds(model.source.parent, step),
+            "train_s": seconds_trained(read_records(model.source.parent / LOG), step),
             "metrics": result.metrics,
             "counts": result.counts,
             "warnings": result.warnings,
-            "device": record.device_name(self.ranks.device),
+            "device": device_name(self.ranks.device),
             "versions": record.versions(),
         }
         record.append(self._measured, row)
@@ -319,15 +320,3 @@ class Comparison:
         for (key, _, _), *times in zip(wanted, *passes, strict=True):
             middle = sorted(times, key=lambda t: t["ms_p50"])[len(times) // 2]
             record.append(self._measured, {**key, **middle})
-
-
-def trained_seconds(run_dir: Path, step: int) -> float | None:
-    """Seconds that a run trained up to a step, by its log; None where there is none."""
-    records = read_records(run_dir / LOG)
-    total, last = 0.0, 0
-    for entry in records:
-        if entry["step"] > step:
-            break
-        total += (value_of(entry, "sec_per_step") or 0.0) * (entry["step"] - last)
-        last = entry["step"]
-    return total if records else None

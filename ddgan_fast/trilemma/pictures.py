@@ -111,13 +111,19 @@ def _plain_decades(axes: Any) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def coverage(rows: Sequence[Row], measured: Sequence[Mapping[str, Any]], path: Path) -> None:
+def coverage(
+    rows: Sequence[Row],
+    measured: Sequence[Mapping[str, Any]],
+    path: Path,
+    fair: Sequence[float] | None = None,
+) -> None:
     """Samples in each mode relative to its fair share; recall and coverage where none is known.
 
     Args:
         rows: of ``summarize``.
         measured: of ``Comparison.run``.
         path: the PNG file.
+        fair: shares of the modes among real samples; default all alike.
     """
     first = {r["drawing"]: r for r in reversed(measured) if r["kind"] == "final"}
     counted = {row.title: first[row.title]["counts"] for row in rows}
@@ -126,7 +132,7 @@ def coverage(rows: Sequence[Row], measured: Sequence[Mapping[str, Any]], path: P
         lines = -(-len(rows) // columns)
         figure = new_figure(width=3.1 * columns, height=2.1 * lines)
         shares = {
-            title: np.asarray(counts, float) * len(counts) / first[title]["n"]
+            title: relative_shares(counts, first[title]["n"], fair)
             for title, counts in counted.items()
         }
         highest = max(2.0, min(max(float(s.max()) for s in shares.values()) * 1.05, _HIGHEST))
@@ -140,6 +146,14 @@ def coverage(rows: Sequence[Row], measured: Sequence[Mapping[str, Any]], path: P
         figure = new_figure(width=8, height=3.6)
         _recall(figure.add_subplot(), rows)
     save_figure(figure, path)
+
+
+def relative_shares(
+    counts: Sequence[int], n: int, fair: Sequence[float] | None = None
+) -> np.ndarray:
+    """Share of each mode among n samples over its fair one; 0 of a mode that no real sample has."""
+    real = np.full(len(counts), 1 / len(counts)) if fair is None else np.asarray(fair)
+    return np.divide(np.asarray(counts) / n, real, out=np.zeros(len(counts)), where=real > 0)
 
 
 def _shares(axes: Any, shares: np.ndarray, highest: float) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddgan_fast import tables
+from ddgan_fast import machine, tables
 from ddgan_fast.evaluation import record
 from ddgan_fast.files import atomic_open
 from ddgan_fast.sampling import LoadedGenerator, generate
@@ -50,7 +47,9 @@ def write_report(
     smooth = small.ndim == 4 and small.shape[1] < 64
     pictures.samples(drawn, request.out / "samples.png", smooth=smooth)
     pictures.quality(rows, measured, request.out / "quality.png")
-    pictures.coverage(rows, measured, request.out / "coverage.png")
+    modes = None if request.extractor is None else request.extractor.modes
+    fair = None if modes is None else modes.shares
+    pictures.coverage(rows, measured, request.out / "coverage.png", fair)
     facts = _facts(request, measured, command)
     content = {
         **facts,
@@ -83,7 +82,7 @@ def _facts(
     extractor = request.extractor
     return {
         "command": command,
-        "time": record.now(),
+        "time": machine.now(),
         "preset": request.preset,
         "budget_s": request.budget_s,
         "seeds": list(request.seeds),
@@ -92,19 +91,9 @@ def _facts(
             "sha256": extractor.sha256
         },
         "device": first["device"],
-        "machine": machine(),
+        "machine": f"{machine.cpu_model()}, {machine.cores()} cores",
         "versions": first["versions"],
     }
-
-
-def machine() -> str:
-    """The processor's name and the number of its cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        lines = [x for x in path.read_text().splitlines() if x.startswith("model name")]
-        name = lines[0].split(":", 1)[1].strip() if lines else name
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _plain(row: Row) -> dict[str, Any]:

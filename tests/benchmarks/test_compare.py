@@ -59,6 +59,14 @@ def test_of_loaders_the_cpu_time_counts_and_of_kernels_microseconds_do():
     assert second.high == pytest.approx(1.5)
 
 
+def test_a_time_without_its_spread_is_not_compared():
+    bare = {"case": "stacked", "ms_p50": 5.0, **ORIGIN}
+    assert compare._times(bare) is None
+    timed = [row(1, sampler="ddim", nfe=4), row(2, sampler="ddim", nfe=50)]
+    found, _ = compare.compare(timed, timed)
+    assert sorted(c.ms for c in found) == [(1, 1), (2, 2)]
+
+
 def test_fail_above_looks_beyond_the_noise(tmp_path, capsys):
     old = write(tmp_path / "old.json", row(100), row(100, spread=0.5, batch=8))
     new = write(tmp_path / "new.json", row(130), row(130, spread=0.5, batch=8))

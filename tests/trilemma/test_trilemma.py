@@ -7,7 +7,6 @@ import pytest
 
 from ddgan_fast.cli import main
 from ddgan_fast.trilemma import budget, compare
-from ddgan_fast.trilemma.compare import trained_seconds
 
 TINY = [
     *("--model.hidden", "8", "--discriminator.hidden", "8", "--run.batch_size", "8"),
@@ -189,12 +188,3 @@ def test_ranks_are_refused(tmp_path, capsys, monkeypatch):
     assert trilemma(tmp_path / "out") == 2
 
     assert "without torchrun" in capsys.readouterr().err
-
-
-def test_seconds_of_training_are_those_up_to_the_step(tmp_path):
-    lines = [{"step": 10, "sec_per_step": 0.5}, {"step": 30, "sec_per_step": 0.1}]
-    lines.append({"step": 40, "sec_per_step": 9.0})
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"st')
-
-    assert trained_seconds(tmp_path, 30) == pytest.approx(7.0)
-    assert trained_seconds(tmp_path / "none", 30) is None

@@ -75,3 +75,10 @@ def test_a_metric_that_only_the_end_has_makes_a_picture(tmp_path):
     pictures.quality(summarize(build_methods("digits", ["ddgan"]), rows), rows, path)
 
     assert path.stat().st_size > 5000
+
+
+def test_a_mode_is_compared_with_its_share_among_the_real_samples():
+    even = pictures.relative_shares([50, 50, 0], 100)
+    assert even == pytest.approx([1.5, 1.5, 0.0])
+    own = pictures.relative_shares([50, 25, 25], 100, [0.5, 0.5, 0.0])
+    assert own == pytest.approx([1.0, 0.5, 0.0])
