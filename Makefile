@@ -12,7 +12,7 @@ SET_UP = @PYTHON='$(PYTHON)' VENV='$(VENV)' sh tools/venv.sh
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
 	-n auto --maxprocesses 8 --dist worksteal --benchmark-disable
 
-.PHONY: help demo test check gpu clean
+.PHONY: help demo test check coverage gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.* ## /  make \1\t/p' Makefile | expand -t 16
@@ -30,6 +30,10 @@ check: ## lint, check types, run all tests
 	$(VENV)/bin/python -m ruff check .
 	VENV='$(VENV)' sh tools/types.sh
 	$(PYTEST) $(ARGS)
+
+coverage: ## run all tests and list the lines that none of them runs
+	$(SET_UP) demo,test,dev
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-report=html:build/coverage/html $(ARGS)
 
 gpu: ## time and check everything on this machine's GPU; results in build/gpu
 	@test -f benchmarks/gpu_suite.py || { echo "The GPU suite, benchmarks/gpu_suite.py, is not in this tree."; exit 1; }

@@ -101,6 +101,6 @@ setup(
             # Its interpreter and its compiler need no GPU; a CUDA torch has brought its own.
             'triton>=3.3; platform_system == "Linux" and platform_machine in "x86_64 aarch64"',
         ],
-        "dev": ["ruff", "mypy", "build"],
+        "dev": ["ruff", "mypy", "build", "pytest-cov"],
     },
 )
