@@ -1,12 +1,10 @@
-"""Diagrams: losses of a run, generated 2-D points, lines over bands. They need matplotlib."""
+"""Diagrams: losses of a run, lines over bands. They need matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ddgan_fast import run_log
 from ddgan_fast.files import atomic_open
@@ -17,7 +15,6 @@ _CURVES = {
     "G": "G/loss",
     "R1 (before gamma/2)": "D/r1",
 }
-_SHOWN_POINTS = 10_000
 
 
 def loss_curve(log_path: Path | str, out_path: Path | str) -> None:
@@ -52,44 +49,6 @@ def loss_curve(log_path: Path | str, out_path: Path | str) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.12), frameon=False)
-    save_figure(figure, out_path)
-
-
-def scatter_points(
-    samples: np.ndarray, centres: np.ndarray, out_path: Path | str, *, radius: float = 0.2
-) -> None:
-    """Draw generated points over the centres of the modes as a PNG.
-
-    Args:
-        samples: [n, 2]; the first 10,000 are shown.
-        centres: [m, 2].
-        out_path: the picture.
-        radius: of the circles around the centres; default: 4 standard deviations of 25-Gaussians.
-
-    Raises:
-        ValueError: wrong shape.
-        RuntimeError: matplotlib is missing.
-    """
-    samples, centres = np.asarray(samples), np.asarray(centres)
-    for name, points in (("samples", samples), ("centres", centres)):
-        if points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError(f"{name} must have the shape [n, 2], not {list(points.shape)}")
-    figure = new_figure(width=6, height=6)
-    from matplotlib.patches import Circle
-
-    axes = figure.add_subplot()
-    shown = samples[:_SHOWN_POINTS]
-    axes.scatter(shown[:, 0], shown[:, 1], s=2, alpha=0.35, linewidths=0)
-    for centre in centres:
-        axes.add_patch(Circle(centre, radius, fill=False, linewidth=0.6))
-    low, high = centres.min(0), centres.max(0)
-    margin = 0.15 * max(float((high - low).max()), 1e-3)
-    axes.set_xlim(low[0] - margin, high[0] + margin)
-    axes.set_ylim(low[1] - margin, high[1] + margin)
-    axes.set_aspect("equal")
-    outside = ((shown < low - margin) | (shown > high + margin)).any(1).sum()
-    note = f", {outside:,} outside the picture" if outside else ""
-    axes.set_title(f"{len(shown):,} samples{note}", fontsize=10)
     save_figure(figure, out_path)
 
 

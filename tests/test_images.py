@@ -193,34 +193,30 @@ def write_log(path, records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 9')
 
 
-def test_loss_curve_and_scatter(tmp_path):
+def test_loss_curve(tmp_path):
     pytest.importorskip("matplotlib")
-    from ddgan_fast.plots import loss_curve, scatter_points
+    from ddgan_fast.plots import loss_curve
 
     log = tmp_path / "log.jsonl"
     losses = {"D/real": 0.5, "D/fake": 0.6, "G/loss": 1.0}
     write_log(log, [{"step": 1, **losses, "D/r1": 0.1}, {"step": 2, **losses, "D/fake": "nan"}])
     loss_curve(log, tmp_path / "pictures" / "loss.png")
-    scatter_points(np.zeros((5, 2)), np.eye(2), tmp_path / "pictures" / "points.png")
-    assert names(tmp_path / "pictures") == ["loss.png", "points.png"]
-    for name in names(tmp_path / "pictures"):
-        assert len(np.unique(np.asarray(Image.open(tmp_path / "pictures" / name)))) > 5
+    assert names(tmp_path / "pictures") == ["loss.png"]
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "pictures" / "loss.png")))) > 5
 
     write_log(log, [{"step": 1}])
     with pytest.raises(ValueError, match="no losses yet"):
         loss_curve(log, tmp_path / "loss.png")
     with pytest.raises(FileNotFoundError, match="there is no log"):
         loss_curve(tmp_path / "absent.jsonl", tmp_path / "loss.png")
-    with pytest.raises(ValueError, match=r"samples must have the shape \[n, 2\], not \[5\]"):
-        scatter_points(np.zeros(5), np.eye(2), tmp_path / "points.png")
 
 
 def test_missing_matplotlib_is_named(tmp_path, monkeypatch):
-    from ddgan_fast.plots import scatter_points
+    from ddgan_fast.plots import bands
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(RuntimeError, match=r"pip install 'ddgan_fast\[demo\]'"):
-        scatter_points(np.zeros((5, 2)), np.eye(2), tmp_path / "points.png")
+        bands({"G": ([1, 2], ([0, 0], [1, 1]), [0.5, 0.5])}, tmp_path / "b.png", band="a", line="b")
     assert names(tmp_path) == []
 
 

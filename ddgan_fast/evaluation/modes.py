@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from ddgan_fast.plots import scatter_points
 
 DEVIATION = 0.05
 """Standard deviation of each Gaussian."""
@@ -74,50 +70,6 @@ def judge(samples: ArrayLike) -> ModeScores:
     )
 
 
-def summary(scores: ModeScores) -> str:
-    """One line for the user."""
-    return (
-        f"{scores['modes']} of 25 modes, {scores['near']:.1%} within 4 sigma, "
-        f"KL to uniform {scores['kl']:.3f}, spread {scores['spread']:.3f} (true 0.05), "
-        f"{scores['bridges']:.1%} on bridges"
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Judges the points of an .npz file, and draws them where a picture's name is given."""
-    names = sys.argv[1:] if arguments is None else arguments
-    if len(names) not in (1, 2):
-        print("usage: python -m ddgan_fast.evaluation.modes SAMPLES.npz [PICTURE.png]")
-        return 2
-    try:
-        points = read_points(names[0])
-        print(summary(judge(points)))
-        if len(names) == 2:
-            scatter_points(points, centres(), names[1], radius=RADIUS)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-def read_points(path: str | Path) -> NDArray[np.float64]:
-    """The points [N, 2] in an .npz file, which must hold exactly one array of that shape.
-
-    Raises:
-        ValueError: it does not.
-        OSError: the file cannot be read.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = [archive[name] for name in archive.files]
-    except (ValueError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is not an .npz file of points: {error}.") from error
-    found = [a for a in arrays if a.ndim == 2 and a.shape[1] == 2]
-    if len(found) != 1:
-        raise ValueError(f"{path} must hold one array [N, 2] of points; it holds {len(found)}.")
-    return found[0].astype(np.float64)
-
-
 def _divergence(counts: NDArray[np.int64]) -> float:
     total = counts.sum()
     if total == 0:
@@ -132,7 +84,3 @@ def _on_bridge(
     """Samples outside every mode, within the square of centres, close to a line between two."""
     inside = (np.abs(points) <= 4.0 + _BRIDGE).all(1)
     return ~near & inside & (np.abs(offset).min(1) <= _BRIDGE)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,9 @@
 """The judge of the 25 Gaussians on sets of points whose scores are known."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ddgan_fast.data.sources import gaussians25
 from ddgan_fast.evaluation import modes
@@ -97,28 +95,3 @@ def test_far_points_belong_to_no_mode() -> None:
 def test_refusals(points: np.ndarray, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         modes.judge(points)
-
-
-def test_command_judges_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
-    np.savez(tmp_path / "points.npz", samples=_perfect())
-    assert modes.main([str(tmp_path / "points.npz"), str(tmp_path / "points.png")]) == 0
-    assert capsys.readouterr().out.startswith("25 of 25 modes, 100.0% within 4 sigma")
-    with Image.open(tmp_path / "points.png") as picture:
-        assert min(picture.size) > 300
-        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["points.npz", "points.png"]
-
-
-def test_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "text.npz").write_text("no archive")
-    np.savez(tmp_path / "images.npz", samples=np.zeros((2, 3, 3)))
-    for name, words in (
-        ("absent.npz", "No such file"),
-        ("text.npz", "not an .npz file"),
-        ("images.npz", "must hold one array"),
-    ):
-        assert modes.main([str(tmp_path / name)]) == 1
-        message = capsys.readouterr().err
-        assert words in message
-        assert message.count("\n") == 1
