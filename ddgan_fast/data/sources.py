@@ -93,12 +93,12 @@ def digits(size: int = 8, channels: int = 1, limit: int | None = None) -> ArrayD
     )
 
 
-def gaussians25(limit: int | None = None, n: int = 100_000) -> ArrayDataset:
-    """Points around the 25 centres {-4, -2, 0, 2, 4}², standard deviation 0.05, float32 [n, 2].
+def gaussians25(limit: int | None = None) -> ArrayDataset:
+    """100,000 points around the 25 centres {-4, -2, 0, 2, 4}², standard deviation 0.05.
 
-    The label is the centre's number: 5 * row of x + row of y.
+    Float32 [n, 2]; the label is the centre's number: 5 * row of x + row of y.
     """
-    n = n if limit is None else min(n, limit)
+    n = 100_000 if limit is None else min(100_000, limit)
     bits = splitmix64(np.arange(2 * n, dtype=np.uint64)).reshape(n, 2) >> np.uint64(11)
     uniform = (bits.astype(np.float64) + 0.5) / 2.0**53
     radius = np.sqrt(-2 * np.log(uniform[:, 0]))

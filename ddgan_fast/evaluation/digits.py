@@ -21,6 +21,7 @@ _FEATURES = 64
 _HELD_OUT = 360
 _BATCH = 64
 _EPOCHS = 30
+_SEED = 0
 
 
 class DigitScores(TypedDict):
@@ -62,22 +63,19 @@ class DigitJudge:
         accuracy: share of held-out digits the classifier gets right.
         real: Fréchet distance between the digits it has seen and the held-out ones.
 
-    Args:
-        seed: of the split, the initial weights and the order of training.
-
     Raises:
         RuntimeError: scikit-learn, which holds the digits, is missing.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self) -> None:
         data = digits(8)
         assert data.array is not None
         assert data.labels is not None
         images = torch.from_numpy(data.array[..., 0]).float()[:, None] / 127.5 - 1.0
         labels = torch.from_numpy(data.labels)
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
+        order = torch.from_numpy(np.random.default_rng(_SEED).permutation(len(images)))
         held_out, seen = order[:_HELD_OUT], order[_HELD_OUT:]
-        self.classifier = _train(images[seen], labels[seen], seed)
+        self.classifier = _train(images[seen], labels[seen])
         with torch.no_grad():
             guesses = self.classifier(images[held_out]).argmax(1)
             features = self.classifier.features(images)
@@ -124,9 +122,9 @@ def to_judged_size(samples: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(grey, samples.shape[2] // 8)
 
 
-def _train(images: torch.Tensor, labels: torch.Tensor, seed: int) -> Classifier:
+def _train(images: torch.Tensor, labels: torch.Tensor) -> Classifier:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(_SEED)
         classifier = Classifier()
         optimizer = torch.optim.Adam(classifier.parameters(), lr=3e-3)
         steps = _EPOCHS * (len(images) // _BATCH)

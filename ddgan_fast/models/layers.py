@@ -66,10 +66,10 @@ def init_fan_out(weight: torch.Tensor, scale: float = 1.0) -> None:
         weight.uniform_(-bound, bound)
 
 
-def dense(n_in: int, n_out: int, scale: float = 1.0) -> nn.Linear:
+def dense(n_in: int, n_out: int) -> nn.Linear:
     """Linear layer of the generator's time path: fan-average weights, zero bias."""
     layer = nn.Linear(n_in, n_out)
-    init_fan_average(layer.weight, scale)
+    init_fan_average(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 

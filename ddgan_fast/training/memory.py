@@ -31,24 +31,21 @@ _NOTHING_FITS = (
 )
 
 
-def largest_micro_batch(
-    attempt: Callable[[int], None], local_batch: int, *, multiple: int = 4
-) -> int:
+def largest_micro_batch(attempt: Callable[[int], None], local_batch: int) -> int:
     """The largest divisor of the local batch with which an attempt does not run out of memory.
 
-    Multiples of ``multiple`` come first: with them the sets of the minibatch statistic are those of
-    the whole batch. Only if none fits, smaller divisors are tried.
+    Multiples of 4 come first: with them the sets of the minibatch statistic are those of the whole
+    batch. Only if none fits, smaller divisors are tried.
 
     Args:
         attempt: takes a size and does the work; other errors than want of memory pass through.
         local_batch: images of this rank in a step.
-        multiple: as above.
 
     Raises:
         RuntimeError: not even one image fits.
     """
     divisors = [size for size in range(local_batch, 0, -1) if local_batch % size == 0]
-    keeping = [size for size in divisors if keeps_sets(size, local_batch, multiple)]
+    keeping = [size for size in divisors if keeps_sets(size, local_batch)]
     for size in keeping + [size for size in divisors if size < keeping[-1]]:
         if _fits(attempt, size):
             return size
@@ -57,9 +54,9 @@ def largest_micro_batch(
     raise RuntimeError(_NOTHING_FITS)
 
 
-def keeps_sets(size: int, local_batch: int, multiple: int = 4) -> bool:
+def keeps_sets(size: int, local_batch: int) -> bool:
     """Whether the sets of the minibatch statistic stay those of the whole batch."""
-    return size == local_batch or size % multiple == 0
+    return size == local_batch or size % 4 == 0
 
 
 def _fits(attempt: Callable[[int], None], size: int) -> bool:
