@@ -200,7 +200,7 @@ def _encoded_bytes(work: Work, missing: list[Task]) -> float:
 def _alone(out: Path) -> Iterator[None]:
     """Keeps a second process out of the folder; a killed one leaves no lock behind."""
     (out / PROGRESS).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / PROGRESS / "lock", os.O_CREAT | os.O_RDWR)
+    descriptor = os.open(out / PROGRESS / "lock", os.O_CREAT | os.O_RDWR, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

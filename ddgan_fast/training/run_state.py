@@ -107,7 +107,7 @@ def only_run_in(run_dir: Path) -> Iterator[None]:
         RuntimeError: another process is training there.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_dir / ".lock", os.O_CREAT | os.O_RDWR)
+    descriptor = os.open(run_dir / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
