@@ -82,7 +82,7 @@ def load_classifier(
     Raises:
         FileNotFoundError: no such file, or no checkpoint in the directory.
         ValueError: a file that holds no classifier of ours.
-        CheckpointError: a damaged file.
+        UnreadableError: a damaged file.
     """
     cfg, weights, _, file = read_checkpoint(path)
     return LoadedClassifier(cfg, weights, file).to(choose_device(str(device)))

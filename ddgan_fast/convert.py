@@ -188,11 +188,11 @@ def read_published(path: str | Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # whose text is about torch.load, and may advise to run the code
         raise ValueError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values ({first_line}); "
-            "is it complete, and really a published DDGAN checkpoint?"
+            f"{path} cannot be read as a checkpoint of tensors and plain values "
+            f"({path.stat().st_size:,} bytes): is it complete, and really a published DDGAN "
+            "checkpoint?"
         ) from error
     if isinstance(content, dict) and all(isinstance(key, str) for key in content):
         args = content.get("args")

@@ -81,7 +81,7 @@ def pull(
     Raises:
         ValueError: not such a name, or a suffix that is not known.
         RuntimeError: huggingface_hub is not installed, or the Hub refused.
-        CheckpointError: what lies there is no snapshot of ddgan_fast, or damaged.
+        UnreadableError: what lies there is no snapshot of ddgan_fast, or damaged.
     """
     _check_name(repo_id)
     check_target(out)

@@ -249,7 +249,7 @@ def export_run(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Con
     Raises:
         FileNotFoundError: no such state.
         ValueError: not a training state, or a model without a published format.
-        CheckpointError: a damaged state.
+        UnreadableError: a damaged state.
         OSError: the disk is full or cannot be written to.
     """
     source, path = Path(run), Path(path)

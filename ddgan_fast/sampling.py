@@ -133,7 +133,7 @@ def load_generator(
     Raises:
         FileNotFoundError: no such file, or no checkpoint in the directory.
         ValueError: a file that is no checkpoint, lacks these weights or does not fit ``config``.
-        CheckpointError: a damaged file.
+        UnreadableError: a damaged file.
     """
     if weights not in WEIGHTS:
         raise ValueError(f'weights is {weights!r}: choose "ema" (averaged) or "raw".')
@@ -156,7 +156,7 @@ def read_checkpoint(
     Raises:
         FileNotFoundError: no such file, or no checkpoint in the directory.
         ValueError: a file that is no checkpoint of ours, or lacks these weights.
-        CheckpointError: a damaged file.
+        UnreadableError: a damaged file.
     """
     path = Path(path)
     file = _newest(path, weights) if path.is_dir() else path

@@ -176,6 +176,6 @@ def test_bad_input_asks_the_hub_nothing(tmp_path, hub, run, capsys):
 def test_what_lies_there_is_checked_first(tmp_path, hub, capsys):
     (hub.folder / "me/other").mkdir(parents=True)
     (hub.folder / "me/other/model.safetensors").write_bytes(b"something else")
-    assert main(["pull", "me/other", str(tmp_path / "out.safetensors")]) == 1
+    assert main(["pull", "me/other", str(tmp_path / "out.safetensors")]) == 2
     assert "is not a ddgan_fast snapshot" in capsys.readouterr().err
     assert not (tmp_path / "out.safetensors").exists()

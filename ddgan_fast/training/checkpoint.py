@@ -44,6 +44,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which one, why and what to do."""
 
 
+class UnreadableError(CheckpointError, ValueError):
+    """A file that is damaged, or no checkpoint of ours."""
+
+
 def save_state(run_dir: Path | str, step: int, payload: Mapping[str, Any], keep: int) -> Path:
     """Write ``state-%09d.pt`` atomically, then remove the oldest states.
 
@@ -71,7 +75,7 @@ def save_state(run_dir: Path | str, step: int, payload: Mapping[str, Any], keep:
     return path
 
 
-def load_state(path: Path | str, map_location: torch.device | str = "cpu") -> dict[str, Any]:
+def load_state(path: Path | str) -> dict[str, Any]:
     """Read and verify a training state.
 
     Returns:
@@ -79,31 +83,28 @@ def load_state(path: Path | str, map_location: torch.device | str = "cpu") -> di
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is empty, cut short, changed or no training state.
+        UnreadableError: the file is empty, cut short, changed or no training state.
     """
     try:
         verify_archive(Path(path))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"the training state {path} cannot be read: {error}") from error
-    return torch.load(path, map_location=map_location, weights_only=True)
+        raise UnreadableError(f"the training state {path} cannot be read: {error}") from error
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def latest_state(
-    run_dir: Path | str,
-    report: Callable[[str], None],
-    map_location: torch.device | str = "cpu",
+    run_dir: Path | str, report: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any]] | None:
     """Find the newest good training state, and remove what killed processes left behind.
 
     Args:
         run_dir: the run's directory; it need not exist.
         report: called with one sentence per damaged state that is skipped.
-        map_location: where the tensors go.
 
     Returns:
-        The file and its content, or None when the run has no state yet.
+        The file and its content (on the CPU), or None when the run has no state yet.
 
     Raises:
         CheckpointError: there are states and all of them are damaged.
@@ -114,7 +115,7 @@ def latest_state(
     states = list_states(run_dir)
     for path in reversed(states):
         try:
-            return path, load_state(path, map_location)
+            return path, load_state(path)
         except CheckpointError as error:
             report(f"Skipped a damaged checkpoint: {error}.")
     if states:
@@ -226,7 +227,7 @@ def load_ema(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any], int]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged or no ddgan_fast snapshot.
+        UnreadableError: the file is damaged or no ddgan_fast snapshot.
     """
     import safetensors.torch
 
@@ -236,9 +237,9 @@ def load_ema(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any], int]:
         config = json.loads(metadata["config"])
         step = int(metadata["step"])
     except Exception as error:
-        raise CheckpointError(f"the snapshot {path} cannot be read: {error}") from error
+        raise UnreadableError(f"the snapshot {path} cannot be read: {error}") from error
     if _ema_digest(tensors, metadata) != metadata.get("sha256"):
-        raise CheckpointError(
+        raise UnreadableError(
             f"the snapshot {path} does not match its checksum: its bytes changed after it was "
             "written"
         )
@@ -253,7 +254,7 @@ def check_snapshot(path: Path | str) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: this is not a ddgan_fast snapshot, or a newer version wrote it.
+        UnreadableError: this is not a ddgan_fast snapshot, or a newer version wrote it.
     """
     from safetensors import safe_open
 
@@ -265,16 +266,16 @@ def check_snapshot(path: Path | str) -> dict[str, str]:
             metadata = file.metadata() or {}
     except Exception as error:
         size = path.stat().st_size
-        raise CheckpointError(
+        raise UnreadableError(
             f"{path} ({size:,} bytes) is not a ddgan_fast snapshot, or it is cut short: {error}"
         ) from error
     if metadata.get("format") != FORMAT or not set(_METADATA) <= set(metadata):
-        raise CheckpointError(
+        raise UnreadableError(
             f"{path} is not a ddgan_fast snapshot: it is a safetensors file without our metadata; "
             "give an ema-*.safetensors file of a run directory"
         )
     if metadata["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(
+        raise UnreadableError(
             f"the snapshot {path} has format version {metadata['format_version']}, and this "
             f"ddgan_fast reads version {FORMAT_VERSION}: use the ddgan_fast that wrote it or newer"
         )
