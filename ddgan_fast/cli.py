@@ -23,7 +23,7 @@ COMMANDS = {
     "doctor": ("ddgan_fast.commands.doctor", "what this machine can do, and why not more"),
     "demo": ("ddgan_fast.demo", "learn handwritten digits in a few minutes"),
     "profile": ("ddgan_fast.commands.profile", "where a training step's time and memory go"),
-    "bench": ("ddgan_fast.benchmarks.cli", "time training steps and sampling"),
+    "bench": ("ddgan_fast.benchmarks.cli", "time training steps, sampling, ops and loaders"),
     "report": ("ddgan_fast.benchmarks.report.command", "measurements and runs as one HTML file"),
 }
 """Name of each subcommand: the module whose ``main(argv)`` runs it, and what it does."""
@@ -127,4 +127,5 @@ def _is_ours(error: Exception) -> bool:
 def _complain(sentence: str) -> None:
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f" [rank {rank}]"
-    print(f"ddgan-fast:{where} {sentence}", file=sys.stderr, flush=True)
+    end = "" if sentence.endswith((".", "!", "?")) else "."
+    print(f"ddgan-fast:{where} {sentence}{end}", file=sys.stderr, flush=True)

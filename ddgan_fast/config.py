@@ -90,7 +90,7 @@ class ModelConfig:
     progressive_combine: str = "sum"
     """How the input pyramid joins for "input_skip": "sum" or "cat"."""
     embedding_type: str = "positional"
-    """Timestep embedding: "positional" or "fourier"."""
+    """Timestep embedding: "positional"; "fourier" is refused: it takes log 0 at t = 0."""
     fourier_scale: float = 16.0
     """Standard deviation of the Fourier embedding's frequencies."""
     tanh: bool = True
@@ -182,9 +182,9 @@ class DataConfig:
     source: str = "auto"
     """"auto" (what lies at the path), one kind of it, "digits", "gaussians25" or "synthetic"."""
     path: str | None = None
-    """The data on disk (set by --data)."""
+    """The data on disk (for short --data)."""
     split: str = "train"
-    """Part of lmdb, cifar10 and idx sets: "train", "validation" (val, test, t10k) or "both"."""
+    """Part of sets that have parts: "train", "validation" (val, test, t10k) or "both"."""
     flip: bool = True
     """Mirror half of the images left to right."""
     mode: str = "stream"
@@ -218,7 +218,7 @@ class RunConfig:
     batch_size: int = 128
     """Global batch: images per step over all ranks."""
     micro_batch: int | str | None = None
-    """Images per forward pass and rank, the rest accumulates; "auto" = the largest that fits."""
+    """Images per forward pass and rank, "auto" = as many as fit (for short --micro-batch)."""
     precision: str = "auto"
     """"auto" (bf16 on GPUs, fp32 on CPU), "fp32", "tf32", "bf16", "fp16" or "fp64" (tests)."""
     engine: str = "auto"
@@ -262,7 +262,7 @@ class RunConfig:
     evaluate_inception: str | None = None
     """pytorch-fid's weight file, for the extractor "inception"."""
     evaluate_classifier: str | None = None
-    """What ``ddgan-fast classifier`` wrote, for the extractor "idx"."""
+    """File that "ddgan-fast classifier" wrote, for the extractor "idx"."""
     max_skipped: int = 10
     """Stop after this many steps skipped for a non-finite gradient since the last good tick."""
     tensorboard: bool = True
@@ -284,11 +284,11 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     """Objective."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimisation."""
+    """Adam, learning rates, and the average of the weights."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Data."""
+    """Where the training data comes from."""
     run: RunConfig = field(default_factory=RunConfig)
-    """Run."""
+    """Where, how long, how often."""
 
 
 def list_presets() -> list[str]:
@@ -349,6 +349,8 @@ def _read(name: str) -> Config:
     path = Path(name)
     if name in list_presets():
         path = _PRESETS / f"{name}.yaml"
+    elif (path / "config.yaml").is_file():
+        raise ValueError(f"{name} is a folder: name the file in it, {path / 'config.yaml'}.")
     elif path.suffix not in (".yaml", ".yml") and not path.is_file():
         raise ValueError(_unknown_preset("preset", name))
     elif not path.is_file():
@@ -356,13 +358,14 @@ def _read(name: str) -> Config:
     values = read_yaml(path)
     base = values.pop("base", None)
     if base is not None and base not in list_presets():
-        raise ValueError(_unknown_preset(f"base preset in {path}", base))
+        raise ValueError(_unknown_preset("base preset", base, f" in {path}"))
     config = Config() if base is None else _read(base)
     config.preset = path.stem
     set_options(config, values, f" in {path}")
     return config
 
 
-def _unknown_preset(what: str, name: object) -> str:
+def _unknown_preset(what: str, name: object, where: str = "") -> str:
     presets = list_presets()
-    return unknown(what, name, presets, f"presets are {', '.join(presets)}, or give a YAML file")
+    listed = f"presets are {', '.join(presets)}, or give a YAML file"
+    return unknown(what, name, presets, listed, where)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .commands import Parser
+from .commands.arguments import add_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +36,13 @@ def main(argv: Sequence[str]) -> int:
         "Train on 1,797 handwritten digits (a few minutes on two CPU cores), then count and\n"
         "measure what the model draws. The same command goes on with a run that was stopped.",
     )
-    parser.add_argument("--run.dir", dest="dir", default="runs/demo", metavar="DIR")
-    parser.add_argument("--run.steps", dest="steps", type=int, metavar="N")
-    parser.add_argument("--run.seed", dest="seed", type=int, metavar="N")
-    parser.add_argument("--device", help="cpu, cuda or cuda:0 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--run.dir", dest="dir", default="runs/demo", metavar="DIR", help="default: runs/demo"
+    )
+    for name, what in (("steps", "training steps"), ("seed", "of weights, data and noise")):
+        meaning = f"{what} (default: the preset's)"
+        parser.add_argument(f"--run.{name}", dest=name, type=int, metavar="N", help=meaning)
+    add_device(parser)
     arguments = parser.parse_args(argv)
     missing = [name for module, name in _EXTRA.items() if not importlib.util.find_spec(module)]
     if missing:

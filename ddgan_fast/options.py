@@ -60,10 +60,18 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise ValueError(f"{path} is not valid YAML{_problem(error)}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no options: it needs sections such as model: and run:.")
     return values
+
+
+def _problem(error: Exception) -> str:
+    """Where a file stops being YAML, and why."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f": {' '.join(str(error).split())}"
+    mark = error.problem_mark
+    return f" at line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def to_yaml(values: dict[str, Any]) -> str:
@@ -92,11 +100,11 @@ def set_options(config: Any, values: Mapping[Any, Any], where: str = "") -> None
         setattr(target, option, _convert(value, known[name], name, where))
 
 
-def unknown(what: str, name: object, known: Iterable[str], listed: str) -> str:
+def unknown(what: str, name: object, known: Iterable[str], listed: str, where: str = "") -> str:
     """The sentence for a name that does not exist: the closest that do, then ``listed``."""
     close = difflib.get_close_matches(str(name), known, 2)
     hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-    return f"unknown {what} {str(name)!r}{hint}: {listed}."
+    return f"unknown {what} {str(name)!r}{where}{hint}: {listed}."
 
 
 def _types(cls: Any) -> dict[str, Any]:
@@ -130,7 +138,7 @@ def _unknown_option(name: str, known: list[str], where: str) -> str:
     exist = f"{section} has" if siblings else "sections are"
     exist += f" {', '.join(siblings or sections)}"
     namesakes = [item for item in known if item.rpartition(".")[2] == option]
-    return unknown(f"option{where}", name, namesakes or known, exist)
+    return unknown("option", name, namesakes or known, exist, where)
 
 
 def _convert(value: Any, hint: Any, name: str, where: str) -> Any:

@@ -136,12 +136,12 @@ def test_file_without_base_starts_from_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("base: cifar\n", "unknown base preset in"),
-        ("base: [cifar10]\n", "unknown base preset in"),
-        ("model: {num_timestep: 3}\n", "did you mean 'model.num_timesteps'"),
+        ("base: cifar\n", "unknown base preset 'cifar' in"),
+        ("base: [cifar10]\n", "unknown base preset"),
+        ("model: {num_timestep: 3}\n", "bad.yaml (did you mean 'model.num_timesteps'"),
         ("model: {num_timesteps: four}\n", "model.num_timesteps is 'four' in"),
         ("model:\n  nz: 3\n  nz: 4\n", "'nz' is given twice"),
-        ("model: [\n", "is not valid YAML"),
+        ("model: [\n", "is not valid YAML at line 2, column 1: expected the node content"),
         ("run: {seed: !!python/name:os.system }\n", "is not valid YAML"),
         ("? [1]\n: 2\n", "is not valid YAML"),
         ("", "holds no options"),
@@ -163,6 +163,8 @@ def test_binary_and_absent_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no configuration file .*absent\.yaml"):
         load_config(tmp_path / "absent.yaml")
     assert "unknown preset" in refusal(str(tmp_path), {})
+    write(tmp_path / "config.yaml", "run: {steps: 7}\n")
+    assert refusal(str(tmp_path), {}).endswith(f"name the file in it, {tmp_path / 'config.yaml'}.")
 
 
 def test_saved_configuration_is_read_back_equal(tmp_path: Path) -> None:

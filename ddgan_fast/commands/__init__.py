@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import textwrap
 from typing import NoReturn
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Fills paragraphs to the terminal's width, and leaves indented lines as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = []
+        for plain, lines in itertools.groupby(text.splitlines(), _is_plain):
+            block = "\n".join(lines)
+            parts.append(textwrap.fill(block, width) if plain else block)
+        return textwrap.indent("\n".join(parts), indent)
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,9 +28,13 @@ class Parser(argparse.ArgumentParser):
             description=description,
             epilog=epilog,
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
         )
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         raise ValueError(f"{message}; see {self.prog} --help.")
+
+
+def _is_plain(line: str) -> bool:
+    return bool(line) and not line[0].isspace()

@@ -83,7 +83,8 @@ def _overview() -> str:
 
 def _parse(kind: str, argv: Sequence[str]) -> argparse.Namespace:
     example = f"\nexample:\n  ddgan-fast edit {kind} {_EXAMPLES[kind]}\n"
-    parser = Parser(f"edit {kind}", f"{_KINDS[kind].capitalize()}.", _OUTPUTS + example)
+    meaning = _KINDS[kind]
+    parser = Parser(f"edit {kind}", f"{meaning[0].upper()}{meaning[1:]}.", _OUTPUTS + example)
     parser.add_argument("checkpoint", help="as for ddgan-fast sample")
     takes_image = kind in ("noise", "stroke", "inpaint")
     if takes_image:
