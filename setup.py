@@ -29,7 +29,6 @@ if any(next((ROOT / "csrc").glob(pattern), None) for pattern in CUDA_SOURCES):
     packages.append("ddgan_fast.csrc")
 
 
-
 class BuildLibrary(build_ext):
     """Compiles csrc/ by the project's own builder and puts the library beside the sources."""
 

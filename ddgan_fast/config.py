@@ -72,7 +72,7 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout probability inside residual blocks."""
     resamp_with_conv: bool = True
-    """Convolve when resampling (ddpm blocks and the pyramid)."""
+    """Published option that changes nothing here; resblock_type "ddpm" works with false alone."""
     conditional: bool = True
     """Tell the generator the timestep."""
     fir: bool = True

@@ -22,6 +22,13 @@ from .tables import align, print_table
 
 _OLDEST_TORCH = (2, 11)
 _TIMEOUT_S = 10
+_EXTRAS = {
+    "scikit-learn": ("demo", "the digits need it"),
+    "matplotlib": ("demo", "diagrams need it"),
+    "lmdb": ("lmdb", "LMDB data need it"),
+    "pyarrow": ("parquet", "Parquet data need it"),
+}
+"""Distribution: the extra that brings it, and what for."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def report() -> list[Row]:
         "csrc": _csrc,
         "dali": _dali,
         "apex": _apex,
-        "scikit-learn": _sklearn,
+        "extras": _extras,
     }
     for name, probe in probes.items():
         try:
@@ -232,13 +239,13 @@ def _csrc() -> list[Row]:
 
 
 def _dali() -> list[Row]:
-    use = "image files that are trained on unprepared are decoded with less work for the CPU"
+    use = "it decodes images that were not prepared at less cost of the CPU"
     try:
         dali = importlib.import_module("nvidia.dali")
     except ModuleNotFoundError:
-        return [Row("dali", False, f"not installed, and not needed; with it {use}")]
+        return [Row("dali", False, f"not installed, and not needed: {use}")]
     except Exception as error:
-        return [Row("dali", False, f"cannot be imported ({_brief(error)}); with it {use}")]
+        return [Row("dali", False, f"cannot be imported ({_brief(error)}): {use}")]
     return [Row("dali", True, f"{getattr(dali, '__version__', 'of unknown version')}: {use}")]
 
 
@@ -254,13 +261,15 @@ def _apex() -> list[Row]:
     return [Row("apex", False, f"{reason}; {unused}")]
 
 
-def _sklearn() -> list[Row]:
-    try:
-        version = importlib.metadata.version("scikit-learn")
-    except importlib.metadata.PackageNotFoundError:
-        hint = "not installed; the digits need it: pip install 'ddgan_fast[demo]'"
-        return [Row("scikit-learn", False, hint)]
-    return [Row("scikit-learn", True, version)]
+def _extras() -> list[Row]:
+    rows = []
+    for name, (extra, use) in _EXTRAS.items():
+        try:
+            rows.append(Row(name, True, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            hint = f"not installed; {use}: pip install 'ddgan_fast[{extra}]'"
+            rows.append(Row(name, False, hint))
+    return rows
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ def row(name):
 def test_reports_this_machine():
     rows = {row.name: row for row in doctor.report()}
     assert {"ddgan_fast", "python", "torch", "cuda", "triton", "csrc", "dali", "apex"} <= set(rows)
+    assert {"scikit-learn", "matplotlib", "lmdb", "pyarrow"} <= set(rows)
     assert rows["python"].ok and rows["torch"].ok
     assert torch.__version__ in rows["torch"].value
     assert rows["cuda"].ok == torch.cuda.is_available()

@@ -10,11 +10,11 @@ import torch
 from evaluate_ranks import __file__ as RANK_SCRIPT
 from forked_ranks import ForkedRanks
 from plain_inception import PlainInception, seeded_weights
+from tiny_run import IMAGES, save_run
 
 pytest.importorskip("sklearn")
 
 from ddgan_fast.cli import main
-from ddgan_fast.config import from_dict, load_config, to_dict
 from ddgan_fast.data.sources import digits as real_digits
 from ddgan_fast.evaluation import digits, timing
 from ddgan_fast.evaluation.collect import through_jpeg
@@ -22,35 +22,11 @@ from ddgan_fast.evaluation.features import build_extractor
 from ddgan_fast.evaluation.frechet import frechet_distance, gaussian_of
 from ddgan_fast.evaluation.kid import inception_score, kernel_distance
 from ddgan_fast.evaluation.prdc import density_coverage, precision_recall
-from ddgan_fast.models import build_generator
 from ddgan_fast.sampling import generate, load_generator
-from ddgan_fast.training.checkpoint import save_ema
 
-IMAGES = {
-    "model.num_channels_dae": 8,
-    "model.ch_mult": [1, 2],
-    "model.num_res_blocks": 1,
-    "model.attn_resolutions": [],
-    "model.num_timesteps": 2,
-    "model.nz": 4,
-    "model.z_emb_dim": 8,
-}
 POINTS = {"model.hidden": 8, "model.hidden_layers": 1, "model.num_timesteps": 2}
 N = 61
 SMALL = ["-n", str(N), "--extractor", "digits", "--device", "cpu", "--time-batches", "none"]
-
-
-def save_run(folder: Path, preset: str, overrides: dict) -> Path:
-    """A snapshot of an untrained generator whose samples differ from one another."""
-    cfg = from_dict(to_dict(load_config(preset, overrides)))
-    random = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = build_generator(cfg).state_dict()
-    weights = {k: v + 0.1 * torch.randn(v.shape, generator=random) for k, v in weights.items()}
-    folder.mkdir(exist_ok=True)
-    save_ema(folder, 7, weights, to_dict(cfg))
-    return folder
 
 
 @pytest.fixture

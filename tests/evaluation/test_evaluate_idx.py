@@ -10,27 +10,16 @@ import torch
 from forked_ranks import ForkedRanks
 from idx_ranks import __file__ as RANK_SCRIPT
 from idx_sets import pictures, write_set
+from tiny_run import IMAGES, save_run
 
 from ddgan_fast.cli import main
-from ddgan_fast.config import from_dict, load_config, to_dict
 from ddgan_fast.evaluation import evaluate
 from ddgan_fast.evaluation.idx_classifier import load_classifier, save_classifier
 from ddgan_fast.evaluation.idx_training import train_classifier
 from ddgan_fast.evaluation.kid import inception_score
-from ddgan_fast.models import build_generator
-from ddgan_fast.training.checkpoint import save_ema
 
 SIDE = 16
-TINY = {
-    "model.image_size": SIDE,
-    "model.num_channels_dae": 8,
-    "model.ch_mult": [1, 2],
-    "model.num_res_blocks": 1,
-    "model.attn_resolutions": [],
-    "model.num_timesteps": 2,
-    "model.nz": 4,
-    "model.z_emb_dim": 8,
-}
+TINY = {"model.image_size": SIDE, **IMAGES}
 ALL = np.array(list(itertools.product(range(10), repeat=3)))
 
 
@@ -49,19 +38,7 @@ def classifier(idx_set, tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, idx_set):
-    return save_run(tmp_path / "run", {"data.path": str(idx_set)})
-
-
-def save_run(folder, overrides):
-    cfg = from_dict(to_dict(load_config("stacked_mnist", {**TINY, **overrides})))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = build_generator(cfg).state_dict()
-    random = torch.Generator().manual_seed(0)
-    weights = {k: v + 0.1 * torch.randn(v.shape, generator=random) for k, v in weights.items()}
-    folder.mkdir()
-    save_ema(folder, 7, weights, to_dict(cfg))
-    return folder
+    return save_run(tmp_path / "run", "stacked_mnist", {**TINY, "data.path": str(idx_set)})
 
 
 def words(run, classifier, *more):
@@ -121,7 +98,7 @@ def test_the_record_holds_what_judged(run, classifier, idx_set, monkeypatch):
 
 def test_grey_images_have_as_many_modes_as_classes(tmp_path, classifier, idx_set, monkeypatch):
     grey = {"model.num_channels": 1, "data.source": "idx", "data.path": str(idx_set)}
-    run = save_run(tmp_path / "grey", grey)
+    run = save_run(tmp_path / "grey", "stacked_mnist", {**TINY, **grey})
     draws(monkeypatch, np.arange(40) % 8)
     assert main(["evaluate", *words(run, classifier, "--metrics", "modes", "-n", "40")]) == 0
     record = last_record(run)
