@@ -26,7 +26,7 @@ def validate_loss(config: Config) -> None:
     for name in loss.terms:
         if name not in known_terms():
             listed = f"there are {', '.join(known_terms())}"
-            raise ValueError(unknown("term in loss.terms", name, known_terms(), listed))
+            raise ValueError(unknown("term", name, known_terms(), listed, " in loss.terms"))
         at_least(f"loss.terms.{name}", loss.terms[name], 0)
     at_least("loss.x0_weight", loss.x0_weight, 0)
     if loss.x0_r1_gamma is not None:

@@ -129,7 +129,8 @@ def build_extractor(
             raise ValueError(
                 "the extractor inception needs its weights: name pytorch-fid's file pt_inception-"
                 f"2015-12-05-{inception.PUBLISHED_SHA256}.pth by --inception, or choose "
-                "--extractor lite0, digits or idx."
+                "--extractor lite0, digits or idx (during training run.evaluate_inception and "
+                "run.evaluate_extractor)."
             )
         network, sha256 = inception.load_inception(weights)
         return _from_module(

@@ -212,7 +212,7 @@ def test_a_second_discriminator_that_has_won_is_told():
     [
         (
             {"loss.terms": {"l_1": 1.0}},
-            "unknown term in loss.terms 'l_1' (did you mean 'l1'?): there are l1, l2.",
+            "unknown term 'l_1' in loss.terms (did you mean 'l1'?): there are l1, l2.",
         ),
         ({"loss.terms": {"l1": -1}}, "loss.terms.l1 is -1.0: it must be at least 0."),
         (
