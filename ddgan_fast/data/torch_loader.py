@@ -206,7 +206,8 @@ class _Threads:
         except queue.Empty:
             raise RuntimeError(
                 f"No data for step {step} within {self._timeout:g} seconds: "
-                f"the storage under {self._dataset.describe()} seems to be stuck."
+                f"the storage under {self._dataset.describe()} seems to be stuck "
+                "(a larger run.timeout_s waits longer)."
             ) from None
         if isinstance(item, BaseException):
             raise item

@@ -15,6 +15,8 @@ from ..data.plan import Plan
 from ..data.torch_loader import Batch, Loader
 from .parallel import Ranks
 
+_PATIENCE_S = 600.0  # with slow storage, also where ranks wait less for one another
+
 
 class Feed(contextlib.AbstractContextManager["Feed"]):
     """One rank's batches, from the step that it was opened at.
@@ -38,6 +40,7 @@ class Feed(contextlib.AbstractContextManager["Feed"]):
     def __init__(self, cfg: Config, dataset: Dataset, ranks: Ranks) -> None:
         check_labels(dataset, cfg.model.num_classes)
         self._options, self._dataset, self._ranks = cfg.data, dataset, ranks
+        self._patience = max(_PATIENCE_S, cfg.run.timeout_s)
         flip = cfg.data.flip and dataset.flips
         self.plan = Plan(len(dataset), cfg.run.seed, cfg.run.batch_size, cfg.data.mode, flip)
         self.labels: Labels | None = None
@@ -67,6 +70,7 @@ class Feed(contextlib.AbstractContextManager["Feed"]):
                 loader=options.loader,
                 cache=options.cache,
                 dali_device=options.dali_device,
+                timeout=self._patience,
             )
         )
 

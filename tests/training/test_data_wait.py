@@ -15,8 +15,9 @@ from tiny_runs import final_state, tensors_of, tiny
 from ddgan_fast import diffusion
 from ddgan_fast.config import save_yaml
 from ddgan_fast.data import sources
+from ddgan_fast.data.loading import make_loader
 from ddgan_fast.data.plan import Plan
-from ddgan_fast.training import trainer
+from ddgan_fast.training import feed, trainer
 
 
 @pytest.mark.parametrize("loader", ["ring", "workers"])
@@ -34,6 +35,19 @@ def test_waiting_for_slow_data_is_told(tmp_path, monkeypatch, loader):
     shares = [line["wait_share"] for line in lines if "wait_share" in line]
     assert len(shares) == 2 and all(0 < share < 1 for share in shares)
     assert shares[0] > 0.05
+
+
+@pytest.mark.parametrize(("asked", "given"), [(60.0, 600.0), (900.0, 900.0)])
+def test_slow_storage_gets_the_time_that_was_asked_for(tmp_path, monkeypatch, asked, given):
+    limits = []
+
+    def watched(*arguments, timeout, **options):
+        limits.append(timeout)
+        return make_loader(*arguments, timeout=timeout, **options)
+
+    monkeypatch.setattr(feed, "make_loader", watched)
+    trainer.train(tiny(tmp_path, run__steps=1, run__timeout_s=asked), device="cpu", quiet=True)
+    assert limits == [given]
 
 
 def test_every_loader_trains_the_same(tmp_path, capsys):
