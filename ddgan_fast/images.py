@@ -120,8 +120,12 @@ def save_png(path: Path | str, array: np.ndarray) -> None:
         file.write(data)
 
 
-def check_output(out_path: Path | str) -> str:
+def check_output(out_path: Path | str, more: str = "") -> str:
     """What ``write_images`` would make of a path, to be asked before the images are made.
+
+    Args:
+        out_path: the path.
+        more: further suffixes that the caller takes, as the refusal lists them.
 
     Returns:
         ".png", ".zip" or ".npz", or "" for a folder.
@@ -137,8 +141,8 @@ def check_output(out_path: Path | str) -> str:
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise ValueError(
-            f"the suffix {path.suffix} of {path} is unknown: use .png for a grid, .zip for a zip "
-            "of PNGs, .npz for an array, or no suffix for a folder of PNGs"
+            f"the suffix {path.suffix} of {path} is unknown: use .png for a grid, {more}.zip for "
+            "a zip of PNGs, .npz for an array, or no suffix for a folder of PNGs"
         )
     return suffix
 

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -100,9 +100,10 @@ def set_options(config: Any, values: Mapping[Any, Any], where: str = "") -> None
         setattr(target, option, _convert(value, known[name], name, where))
 
 
-def unknown(what: str, name: object, known: Iterable[str], listed: str, where: str = "") -> str:
+def unknown(what: str, name: object, known: Collection[str], listed: str, where: str = "") -> str:
     """The sentence for a name that does not exist: the closest that do, then ``listed``."""
-    close = difflib.get_close_matches(str(name), known, 2)
+    namesakes = [item for item in known if item.rpartition(".")[2] == name]
+    close = namesakes or difflib.get_close_matches(str(name), known, 2)
     hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
     return f"unknown {what} {str(name)!r}{where}{hint}: {listed}."
 

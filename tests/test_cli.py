@@ -88,6 +88,8 @@ def test_presets_lists_all(capsys):
         ("train no.yaml", "there is no configuration file no.yaml"),
         ("train digits --model.num_timestep 3", "did you mean 'model.num_timesteps'"),
         ("train digits --modle.nz 3", "did you mean 'model.nz'"),
+        ("train digits --steps 5", "unknown option 'steps' (did you mean 'run.steps'?): sections"),
+        ("train digits --lr_g 1e-3", "unknown option 'lr_g' (did you mean 'optim.lr_g'?)"),
         ("train digits --nonsense", "unrecognized arguments: --nonsense; see ddgan-fast train"),
         ("train digits more", "unrecognized arguments: more"),
         ("train digits --run.seed", "argument --run.seed: expected one argument"),

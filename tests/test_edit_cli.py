@@ -114,7 +114,7 @@ def test_a_published_checkpoint(folder, weights):
     ("arguments", "sentence"),
     [
         ("blur run", "edits are noise, stroke"),
-        ("noise run in.png -o out.bmp", "the suffix .bmp of out.bmp is unknown"),
+        ("noise run in.png -o out.bmp", "out.bmp is unknown: use .png for a grid, .gif for an"),
         ("noise run in.png -o run.gif", "run.gif is a folder"),
         ("noise run nothing.png -o out", "there is no picture nothing.png."),
         ("noise run text.png -o out", "text.png cannot be used as a picture: "),

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     from ..training.parallel import choose_device
 
     if output.suffix.lower() != ".gif":
-        check_output(output)
+        check_output(output, ".gif for an animation, ")
     elif output.is_dir():
         raise ValueError(f"{output} is a folder: name a file for the animation.")
     model = load_generator(

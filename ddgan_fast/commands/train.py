@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-from ..config import Config, list_presets, load_config
+from ..config import Config, list_presets, load_config, to_dict
 from ..options import set_options
 
 _USAGE = """ddgan-fast train PRESET|FILE.yaml [--data PATH] [--section.option VALUE ...]
@@ -180,11 +180,18 @@ def _explain(message: str) -> str:
     """The parser's complaint in our words, which name what is allowed or known."""
     message = " ".join(message.split())
     value = re.match(r'Parser key "([\w.]+)": .*Got value: (.*)$', message)
-    option = re.match(r"unrecognized arguments: --([\w.]+\.\w+)", message)
+    option = re.match(r"unrecognized arguments: --([\w.]+)", message)
+    if option and "." not in option[1] and option[1] not in _names_in_sections():
+        option = None
     if match := value or option:
         # Raises the sentence: a bad value, or a name that does not exist.
         set_options(Config(), {match[1]: match[2] if value else None})
     return f"{message}; see ddgan-fast train --help."
+
+
+def _names_in_sections() -> set[str]:
+    sections = (section for section in to_dict(Config()).values() if isinstance(section, dict))
+    return {name for section in sections for name in section}
 
 
 def _variant(preset: str, recipe: str | None) -> str:
