@@ -50,7 +50,7 @@ def test_every_command_has_help(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "72")
     assert main([command, "--help"]) == 0
     usage, *paragraphs = capsys.readouterr().out.split("\n\n")
-    assert usage.startswith("usage: ddgan-fast")
+    assert usage.startswith("usage: ddgan-fast") and max(map(len, usage.splitlines())) <= 80
     text = "\n".join(paragraphs).splitlines()
     # Indented lines stand as they were written.
     assert max(len(line) for line in text if line[:1] != " ") <= 72
@@ -77,6 +77,7 @@ def test_presets_lists_all(capsys):
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split()[0] for line in lines] == list_presets()
+    assert max(map(len, lines)) <= 72  # in a terminal of 80 columns no name is folded
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,8 @@ def main(argv: Sequence[str]) -> int:
 def _facts(cfg: Config) -> tuple[str, str, str, str, str]:
     model = cfg.model
     source, size = cfg.data.source, f"{model.image_size}x{model.image_size}x{model.num_channels}"
-    if source in FILE_SOURCES:
-        source = "--data PATH" if source == "auto" else f"{source}, --data PATH"
     return (
-        source,
+        "--data PATH" if source in FILE_SOURCES else source,
         "points" if model.kind == "mlp" else size,
         str(model.num_timesteps),
         str(cfg.run.batch_size),

@@ -27,8 +27,9 @@ def main(argv: Sequence[str]) -> int:
     """Profile, print, and write."""
     parser = Parser("profile", "Take a training step apart.", _EPILOG)
     parser.usage = (
-        "ddgan-fast profile PRESET|FILE.yaml [--data PATH] [--section.option VALUE ...]\n"
-        "                          [--steps N] [--out DIR] [--json FILE] [--device DEVICE]"
+        "ddgan-fast profile PRESET|FILE.yaml [--data PATH]\n"
+        "                          [--section.option VALUE ...] [--steps N]\n"
+        "                          [--out DIR] [--json FILE] [--device DEVICE]"
     )
     parser.add_argument(
         "--steps", type=int, default=10, help="timed steps of each kind (default: 10)"

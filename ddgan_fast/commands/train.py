@@ -14,9 +14,9 @@ from typing import Any, get_args, get_type_hints
 from ..config import Config, list_presets, load_config, to_dict
 from ..options import set_options
 
-_USAGE = """ddgan-fast train PRESET|FILE.yaml [--data PATH] [--section.option VALUE ...]
-                        [--recipe readme|paper] [--micro-batch N|auto] [--device DEVICE]
-                        [--dry-run]"""
+_USAGE = """ddgan-fast train PRESET|FILE.yaml [--data PATH]
+                        [--section.option VALUE ...] [--recipe readme|paper]
+                        [--micro-batch N|auto] [--device DEVICE] [--dry-run]"""
 _EPILOG = """\
 examples:
   ddgan-fast train digits

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..trilemma.methods import Method
 
 _USAGE = """ddgan-fast trilemma PRESET --budget TIME [--data PATH] [--out FOLDER]
-                           [--methods LIST] [--seeds LIST] [--section.option VALUE ...]"""
+                           [--methods LIST] [--seeds LIST]
+                           [--section.option VALUE ...]"""
 _EPILOG = """\
 methods (default: ddgan,ddpm200,ddpm1000,oneshot)
   ddgan      the preset itself
