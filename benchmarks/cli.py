@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ddgan_fast.commands import Parser
+from ddgan_fast.options import unknown
 
 if TYPE_CHECKING:
     from .runner import Case, Options, Row
@@ -21,20 +22,25 @@ CASES = {
 }
 """The module of each case, whose ``build(options, stack)`` makes it, and what it times."""
 
+OTHERS = {
+    "kernels": ("kernel_bench", "the ops alone, every backend, pass and baseline"),
+    "loader": ("loader", "CPU time per image of every loader"),
+    "scaling": ("scaling", "a step on many GPUs: predicted, nothing is run"),
+}
+"""Cases with options of their own: module, whose ``main(argv)`` runs it, and what it times."""
+
 BASELINES = ("reference",)
 
 _EPILOG = """\
 The providers take turns in one process, after a check that their results agree; without agreement
 nothing is timed. Medians and 20th and 80th percentiles over --steps rounds.
 
-``bench kernels`` times the ops alone, ``bench loader`` the ways of the data; ``bench scaling``
-predicts a step on many GPUs. They have options of their own: bench kernels --help and so on.
-
-``bench --compare OLD.json NEW.json`` tells what got faster or slower; with one file, against the
+`bench --compare OLD.json NEW.json` tells what got faster or slower; with one file, against the
 newest committed rows of the same type of machine. With --fail-above 1.1 it can fail a check.
 
-example:
+examples:
   ddgan-fast bench step --preset cifar10 --batch 4 --baseline reference --json step.json
+  ddgan-fast bench --compare before.json after.json --fail-above 1.1
 """
 
 
@@ -44,18 +50,12 @@ def main(argv: Sequence[str]) -> int:
         from . import compare
 
         return compare.main(argv)
-    if argv and argv[0] == "kernels":
-        from . import kernel_bench
-
-        return kernel_bench.main(argv[1:])
-    if argv and argv[0] == "loader":
-        from . import loader
-
-        return loader.main(argv[1:])
-    if argv and argv[0] == "scaling":
-        from . import scaling
-
-        return scaling.main(argv[1:])
+    named = argv[0] if argv else ""
+    if named in OTHERS:
+        return importlib.import_module(f".{OTHERS[named][0]}", __package__).main(argv[1:])
+    if named and not named.startswith("-") and named not in CASES:
+        known = (*CASES, *OTHERS)
+        raise ValueError(unknown("case of bench", named, known, f"cases are {', '.join(known)}"))
     arguments = _parse(argv)
     output = Path(arguments.json) if arguments.json else None
     if output is not None and not output.parent.is_dir():
@@ -104,8 +104,10 @@ def _builder(case: str) -> Callable[[Options, contextlib.ExitStack], Case]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    cases = "\n".join(f"  {name:<8}{what}" for name, what in CASES.items())
-    parser = Parser("bench", f"Time a case:\n{cases}", _EPILOG)
+    own = {name: f"{what} (bench {name} --help)" for name, (_, what) in OTHERS.items()}
+    cases = "\n".join(f"  {name:<8} {what}" for name, what in (CASES | own).items())
+    parser = Parser("bench", f"Time a case:\n\n{cases}", _EPILOG)
+    parser.usage = "ddgan-fast bench CASE [options]\n       ddgan-fast bench --compare FILE [FILE]"
     parser.add_argument("case", choices=CASES, metavar="CASE", help=" or ".join(CASES))
     parser.add_argument("--preset", default="cifar10", help="networks to time (default: cifar10)")
     parser.add_argument("--batch", type=int, default=4, help="images per step (default: 4)")

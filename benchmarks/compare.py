@@ -165,9 +165,8 @@ def _word(name: str, value: Any) -> str:
 def _times(row: Row) -> tuple[float, float, float] | None:
     """20th percentile, median and 80th in milliseconds; without a spread there is no verdict."""
     for unit, factor in _UNITS:
-        times = [row.get(f"{unit}_p{p}") for p in (20, 50, 80)]
-        if all(times):
-            low, median, high = (factor * float(time) for time in times)
+        low, median, high = (factor * float(row.get(f"{unit}_p{p}") or 0) for p in (20, 50, 80))
+        if low and median and high:
             return low, median, high
     return None
 

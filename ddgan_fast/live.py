@@ -103,7 +103,8 @@ def progress(status: Status) -> str:
     """Steps, share and time left in words."""
     parts = [f"step {status.step:,}"]
     if status.steps:
-        parts = [f"step {status.step:,} of {status.steps:,}", f"{status.step / status.steps:.0%}"]
+        share = min(1.0, status.step / status.steps)  # the end may have been moved to the front
+        parts = [f"step {status.step:,} of {status.steps:,}", f"{share:.0%}"]
     if status.left:
         parts.append(f"{status.left} left")
     newest = _newest(status.log)

@@ -56,6 +56,17 @@ def why_not(dataset: Dataset, device: torch.device, dali_device: str) -> str | N
     return None
 
 
+def refuse(dataset: Dataset, device: torch.device, dali_device: str = "cpu") -> None:
+    """Raise where DALI is asked for and cannot be used.
+
+    Raises:
+        RuntimeError: the sentence says why.
+    """
+    reason = why_not(dataset, device, dali_device)
+    if reason is not None:
+        raise RuntimeError(f'data.loader "dali" cannot be used ({reason}): set it to "auto".')
+
+
 def versions() -> dict[str, str | None]:
     """Version of DALI; None where there is none."""
     try:
@@ -81,10 +92,9 @@ class DaliDecoded(Dataset):
     workers = 1
 
     def __init__(self, dataset: Dataset, device: torch.device, dali_device: str = "cpu") -> None:
-        reason = why_not(dataset, device, dali_device)
+        refuse(dataset, device, dali_device)
         records = encoded_records(dataset)
-        if reason is not None or records is None:
-            raise RuntimeError(f'data.loader "dali" cannot be used ({reason}): set it to "auto".')
+        assert records is not None
         self.shape, self.dtype = dataset.shape, dataset.dtype
         self.flips, self.labels, self.digest = dataset.flips, dataset.labels, dataset.digest
         self._dataset, self._records = dataset, records

@@ -8,7 +8,7 @@ from types import TracebackType
 import torch
 
 from ..config import Config
-from ..data import Dataset
+from ..data import Dataset, dali_loader
 from ..data.labels import Labels, check_labels
 from ..data.loading import make_loader
 from ..data.plan import Plan
@@ -28,6 +28,7 @@ class Feed(contextlib.AbstractContextManager["Feed"]):
 
     Raises:
         ValueError: the data cannot teach the networks their classes.
+        RuntimeError: DALI is asked for and cannot be used.
 
     Attributes:
         plan: which records a step takes.
@@ -39,6 +40,8 @@ class Feed(contextlib.AbstractContextManager["Feed"]):
 
     def __init__(self, cfg: Config, dataset: Dataset, ranks: Ranks) -> None:
         check_labels(dataset, cfg.model.num_classes)
+        if cfg.data.loader == "dali":
+            dali_loader.refuse(dataset, ranks.device, cfg.data.dali_device)
         self._options, self._dataset, self._ranks = cfg.data, dataset, ranks
         self._patience = max(_PATIENCE_S, cfg.run.timeout_s)
         flip = cfg.data.flip and dataset.flips

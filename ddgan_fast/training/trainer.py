@@ -105,6 +105,7 @@ class Run:
         self.watch = Watch(self, self._resume(notes.append), notes.append)
         if cfg.run.micro_batch == "auto":
             notes.append(fit_micro_batch(self.engine))
+        self.quality = Quality(self)
         if ranks.rank == 0:
             self.monitor = stack.enter_context(
                 Monitor(
@@ -130,7 +131,6 @@ class Run:
             )
         self.rank_times = RankTimes(ranks)
         self.preview = Preview(self, stack)
-        self.quality = Quality(self)
 
     @property
     def step(self) -> int:

@@ -73,3 +73,16 @@ def test_what_cannot_be_measured_is_said_before_training(tmp_path):
             trainer.train(cfg, device="cpu", quiet=True)
         assert not list((tmp_path / "run").glob("state-*"))
     assert load_config("cifar10").run.evaluate_every == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"run__evaluate_every": 2}, ValueError, "inception needs its weights"),
+        ({"data__loader": "dali"}, RuntimeError, "DALI decodes image files"),
+    ],
+)
+def test_what_is_refused_leaves_no_run(options, error, words, tmp_path):
+    with pytest.raises(error, match=words):
+        trainer.train(tiny(tmp_path / "run", **options), device="cpu", quiet=True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
