@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
+from ddgan_fast.training.graphs import abandon
 
 Call = Callable[[], object]
 _WARMUP = 3
@@ -93,7 +94,7 @@ class Clock:
                 self.stream.synchronize()
             except Exception as error:  # a call that cannot be captured is timed launch by launch
                 torch.cuda.synchronize(self.device)
-                _abandon(pool)
+                abandon(self.device, self.stream, pool)
                 return Timed(call, None, str(error).strip().split("\n")[0][:200], host_us)
         return Timed(call, graph, "", host_us)
 
@@ -130,15 +131,6 @@ class Clock:
         """Wait for the device; raises what went wrong there."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _abandon(pool: tuple[int, int]) -> None:
-    """End a failed capture for the allocator, too: it would never again empty its cache."""
-    device = torch.cuda.current_device()
-    # Where the capture ended in good order, there is nothing to end, and the first call raises.
-    with contextlib.suppress(Exception):
-        torch._C._cuda_endAllocateToPool(device, pool)
-        torch._C._cuda_releasePool(device, pool)
 
 
 def quantiles(micros: list[float]) -> dict[str, float]:

@@ -66,23 +66,34 @@ class CudaRecorder:
                     failed = error
                     raise
         except Exception as error:
-            self._abandon()
+            abandon(self._device, self._stream, self._pool)
             # That the recording is void says less than what made it so.
             raise failed or error from None
         finally:
             failed = None
         return graph.replay
 
-    def _abandon(self) -> None:
-        """End a recording for the allocator, too, which torch leaves waiting for its end.
 
-        Until then no memory that other streams have used comes back.
-        """
-        index = self._device.index or 0
-        # The first one refuses where the recording has ended properly.
-        with contextlib.suppress(RuntimeError, AttributeError):
-            torch._C._cuda_endAllocateToPool(index, self._pool)
-            torch._C._cuda_releasePool(index, self._pool)
+def abandon(device: torch.device, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+    """End a failed recording for torch, which goes on waiting for its end.
+
+    Until then no memory that other streams have used comes back, and torch's generator of the
+    device refuses to draw.
+    """
+    index = device.index or 0
+    # The first one refuses where the recording has ended properly.
+    with contextlib.suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(index, pool)
+        torch._C._cuda_releasePool(index, pool)
+    # The generator is told of the end by the next recording that succeeds.
+    with contextlib.suppress(RuntimeError), torch.cuda.stream(stream):
+        one = torch.zeros(1, device=device)
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            one.zero_()
+        finally:
+            graph.capture_end()
 
 
 @functools.cache

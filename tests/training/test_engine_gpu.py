@@ -179,6 +179,7 @@ def test_a_failed_recording_costs_nothing_afterwards():
         recorder.record(lambda: x.sum().item())
     assert "previous error" not in str(caught.value)
     assert torch.cuda.current_stream(GPU) == torch.cuda.default_stream(GPU)
+    torch.randn(4, device=GPU)  # else "Offset increment outside graph capture"
     side = torch.cuda.Stream(GPU)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(GPU)

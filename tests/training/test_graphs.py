@@ -117,16 +117,21 @@ def test_recorded_steps_go_back_like_others(tmp_path):
 
 
 class CudaStub:
-    """Streams and captures as torch's: a capture that fails leaves its stream the current one."""
+    """Streams and captures as torch's: a capture that fails leaves its stream the current one.
+
+    And the generator waits for a capture's end, without which it does not draw.
+    """
 
     def __init__(self, monkeypatch):
-        self.current, self.told = "default", []
+        self.current, self.told, self.waiting = "default", [], False
         graphs.capture_stream.cache_clear()
         cuda = torch.cuda
         monkeypatch.setattr(cuda, "Stream", lambda device: "side")
         monkeypatch.setattr(cuda, "stream", self.stream)
         monkeypatch.setattr(cuda, "graph_pool_handle", lambda: (0, 7))
-        monkeypatch.setattr(cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(cuda, "CUDAGraph", lambda: Graph(self))
+        zeros = torch.zeros
+        monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
         monkeypatch.setattr(cuda, "graph", self.graph)
         for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
             tell = lambda *args, name=name: self.told.append((name, *args))  # noqa: E731
@@ -143,14 +148,26 @@ class CudaStub:
     @contextlib.contextmanager
     def graph(self, graph, pool, stream, capture_error_mode):
         before, self.current = self.current, stream
+        graph.capture_begin(capture_error_mode=capture_error_mode)
         try:
             yield
         except Exception:
             raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+        graph.capture_end()
         self.current = before
 
 
 class Graph:
+    def __init__(self, cuda):
+        self.cuda = cuda
+
+    def capture_begin(self, capture_error_mode):
+        assert self.cuda.current == "side" and capture_error_mode == "thread_local"
+        self.cuda.waiting = True
+
+    def capture_end(self):
+        self.cuda.waiting = False
+
     def replay(self):
         pass
 
@@ -166,6 +183,7 @@ def test_a_recording_that_fails_says_why_and_is_forgotten(monkeypatch):
         recorder.record(work)
     assert cuda.current == "default"
     assert cuda.told == [("_cuda_endAllocateToPool", 1, (0, 7)), ("_cuda_releasePool", 1, (0, 7))]
+    assert not cuda.waiting
     recorder.record(lambda: None)()
     assert cuda.current == "default" and len(cuda.told) == 2
     graphs.capture_stream.cache_clear()
