@@ -19,8 +19,10 @@ from ddgan_fast.kernels import backend_report, use_backend
 from ddgan_fast.models.rewrites import Rewrites
 from ddgan_fast.run_log import LOG, read_records
 from ddgan_fast.training.graphs import CudaRecorder
+from ddgan_fast.training.optim import adam_tensors
 
-from . import runner, sample, step
+from . import sample, step
+from .gpu_timing import Memory, problem, settle, time_case
 from .gpu_units import Child, Unit
 from .reference_recipe import ReferenceRecipe
 from .runner import Case, Options, Provider
@@ -118,40 +120,6 @@ def _flops(child: Child, preset: str, batch: int) -> float:
     return batch * training_flops(load_config(preset))["training_image"]
 
 
-def _time(child: Child, case: Case, rounds: int, flops: float = 0.0) -> None:
-    """Rows of a case; without agreement the rows say so and hold no ratio, and the unit fails."""
-    problem = ""
-    found = list(case.differences())
-    if found:
-        problem = "; ".join(found)[:1000]
-    checked = dataclasses.replace(case, differences=lambda: ())
-    rows = runner.run(checked, rounds, 0 if child.tiny else 2)
-    for row, provider in zip(rows, case.providers, strict=True):
-        if problem:
-            row.pop("speedup", None)
-            row["disagreement"] = problem
-        row["agrees"] = not problem
-        row["preset"] = Path(str(row["preset"])).stem
-        row["peak_gib"] = _peak(provider, case.device)
-        if flops:
-            row["tflop_s"] = round(flops / row["ms_p50"] / 1e9, 2)
-        print(json.dumps(row), flush=True)
-        child.row(**row)
-    if problem:
-        raise RuntimeError(f"the providers do not agree: {problem}")
-
-
-def _peak(provider: Provider, device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    for call in provider.parts.values():
-        call()
-    torch.cuda.synchronize(device)
-    return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-
-
 def _sample(child: Child, preset: str, count: int) -> None:
     device = torch.device(child.device)
     options = Options(tiny_preset(child, preset), count, device, "reference")
@@ -163,7 +131,7 @@ def _sample(child: Child, preset: str, count: int) -> None:
         graph = _graph(half, child)
         if graph is not None:
             providers.insert(0, graph)
-        _time(child, dataclasses.replace(case, providers=providers), 2 if child.tiny else 10)
+        time_case(child, dataclasses.replace(case, providers=providers), 2 if child.tiny else 10)
 
 
 def _half(provider: Provider, device: torch.device) -> Callable[[], object]:
@@ -180,13 +148,16 @@ def _graph(provider: Provider, child: Child) -> Provider | None:
         return None
     call = provider.parts["all_steps"]
     recorder = CudaRecorder(torch.device(child.device))
-    recorder.warm_up(call, 1)
+    text = ""
     try:
+        recorder.warm_up(call, 1)
         replay = recorder.record(call)
     except Exception as error:
+        text = str(error)[:300]
+    if text:
         child.row(case="sample", provider=f"{provider.name}_graph", status="not captured",
-                  error_text=str(error)[:300])
-        torch.cuda.synchronize()
+                  error_text=text)
+        settle(torch.device(child.device))
         return None
     return Provider(f"{provider.name}_graph", provider.dtype, {"all_steps": replay})
 
@@ -253,20 +224,33 @@ def _time_variants(
     options = Options(preset, batch, device, "reference")
     if any("compile" in variant.mode for variant in variants.values()):
         torch._dynamo.reset()  # the code of earlier units, whose networks are gone
+    # Graphs of one pool: beside the recipe in float32 there is no room for several.
+    recorder = CudaRecorder(device) if device.type == "cuda" else None
+    poison = child.poison()
     with contextlib.ExitStack() as stack:
         base = step._configuration(options)
-        providers, steppers = [], {}
+        providers, steppers, memory = [], {}, {}
         for name, variant in variants.items():
+            if (variant.backend,) in poison:
+                continue
+            child.trying(variant.backend)
             began = time.perf_counter()
+            text = ""
             try:
-                steppers[name] = _stepper(base, variant, device, stack)
+                steppers[name] = _stepper(base, variant, device, stack, recorder)
             except Exception as error:
-                child.row(case=case, provider=name, status="failed", error_text=str(error)[:300])
+                text = str(error)[:300]
+            settle(device)
+            if text:
+                child.row(case=case, provider=name, status="failed", error_text=text,
+                          preset=Path(preset).stem, batch=batch, **columns)
                 continue
             providers.append(_provider(name, steppers[name], variant))
+            memory[name] = _memory_of(steppers[name], recorder)
             if "compile" in variant.mode:
                 child.row(case="compile", provider=name, preset=Path(preset).stem, batch=batch,
                           seconds=round(time.perf_counter() - began, 1))
+        child.trying("all of them")
         if not steppers:
             raise RuntimeError("no variant works")
         recipe = None
@@ -274,6 +258,7 @@ def _time_variants(
         if recipes:
             recipe = _woken_recipe(base, steppers[first], device)
             providers += [_recipe(name, recipe, steppers[first]) for name in recipes]
+            memory |= dict.fromkeys(recipes, Memory(partial(_tensors_of, recipe)))
         interval = base.loss.lazy_reg
         shares = {"with_r1": 1 / interval, "without_r1": 1 - 1 / interval}
         facts = {"preset": preset, "batch": batch, **columns}
@@ -281,12 +266,20 @@ def _time_variants(
                      partial(_disagreements, steppers[first], variants[first], recipe))
         # Other objectives are other arithmetic.
         flops = 0.0 if columns.get("chain") == "objectives" else _flops(child, preset, batch)
-        _time(child, timed, _rounds(child, batch), flops)
+        wrong = {}
+        if recipe is not None and columns.get("chain") == "eager":
+            wrong = _wrong_backends(steppers[first], variants, list(steppers)[1:], recipe)
+        time_case(child, timed, _rounds(child, batch), flops, memory, wrong)
 
 
 def _stepper(
-    base: Config, variant: Variant, device: torch.device, stack: contextlib.ExitStack
+    base: Config,
+    variant: Variant,
+    device: torch.device,
+    stack: contextlib.ExitStack,
+    recorder: CudaRecorder | None,
 ) -> step.Stepper:
+    """A run that has taken a step of each kind: what compiles or fails has done so."""
     cfg = from_dict(to_dict(base))
     run = cfg.run
     run.precision, run.channels_last = variant.precision, variant.channels_last
@@ -294,12 +287,32 @@ def _stepper(
     cfg.loss.x0_weight = variant.x0_weight
     cfg.loss.terms = {} if variant.l1 is None else {"l1": variant.l1}
     stepper = step.Stepper(cfg, device, stack)
-    if variant.mode != "eager":
-        with use_backend(variant.backend), stepper.engine.precision.settings():
-            stepper.engine.switch(variant.mode, stepper.batch)
-            for kind in stepper.engine.kinds:  # compiles
-                stepper.step(kind)
+    with use_backend(variant.backend), stepper.engine.precision.settings():
+        if variant.mode != "eager":
+            stepper.engine.switch(variant.mode, stepper.batch, recorder)
+        for kind in stepper.engine.kinds:
+            stepper.step(kind)
     return stepper
+
+
+def _memory_of(stepper: step.Stepper, recorder: CudaRecorder | None) -> Memory:
+    engine = stepper.engine
+    if recorder is not None and "graph" in engine.mode:
+        return Memory(engine._changing, recorder.held_bytes())  # gradients lie in the pool
+    return Memory(lambda: [*engine._changing(), *_gradients(*engine.modules.values())])
+
+
+def _tensors_of(recipe: ReferenceRecipe) -> list[torch.Tensor]:
+    networks = (recipe.generator, recipe.discriminator)
+    tensors = [p for network in networks for p in network.parameters()]
+    tensors += [*_gradients(*networks), *recipe.average.average.values()]
+    for optimizer in (recipe.optimizer_g, recipe.optimizer_d):
+        tensors += adam_tensors(optimizer)
+    return tensors
+
+
+def _gradients(*networks: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.grad for network in networks for p in network.parameters() if p.grad is not None]
 
 
 def _provider(name: str, stepper: step.Stepper, variant: Variant) -> Provider:
@@ -333,11 +346,23 @@ def _recipe(name: str, recipe: ReferenceRecipe, stepper: step.Stepper) -> Provid
 def _disagreements(
     stepper: step.Stepper, variant: Variant, recipe: ReferenceRecipe | None
 ) -> Iterator[str]:
-    if recipe is None:  # the part "step" has compared the kernels' step with the recipe
+    if recipe is None:  # the part "step" compares the step of every backend with the recipe
         return
     real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
     with use_backend(variant.backend):
         yield from step.differences(stepper, recipe, real)
+
+
+def _wrong_backends(
+    stepper: step.Stepper, variants: dict[str, Variant], names: list[str], recipe: ReferenceRecipe
+) -> dict[str, str]:
+    """What the backends of other variants get wrong, with the weights of one stepper."""
+    device = stepper.engine.ranks.device
+    found = {
+        name: problem(partial(_disagreements, stepper, variants[name], recipe), device)
+        for name in names
+    }
+    return {name: text for name, text in found.items() if text}
 
 
 def _train(child: Child, preset: str) -> None:

@@ -34,7 +34,7 @@ LIMITS = {
     "engine": 400,
     "sanitizer": 90,
     "kernels": 240,
-    "step": 240,
+    "step": 340,
     "compiled": 500,
     "sample": 80,
     "ablation": 400,

@@ -73,6 +73,11 @@ class CudaRecorder:
             failed = None
         return graph.replay
 
+    def held_bytes(self) -> int:
+        """Memory of the pool, which the graphs keep as long as one of them is there."""
+        segments = torch.cuda.memory_snapshot()
+        return sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == self._pool)
+
 
 def abandon(device: torch.device, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
     """End a failed recording for torch, which goes on waiting for its end.
