@@ -45,7 +45,7 @@ def _run(command: list[str], log: Path, seconds: float, **variables: str) -> int
         file.flush()
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
-            env={**os.environ, **variables}, preexec_fn=die_with_parent,
+            env={**os.environ, **variables}, preexec_fn=_begin,
         )
     try:
         return process.wait(max(seconds, 1.0))
@@ -58,6 +58,12 @@ def _run(command: list[str], log: Path, seconds: float, **variables: str) -> int
         process.kill()
     return process.wait()
 
+
+
+def _begin() -> None:
+    die_with_parent()
+    # What a shell starts in the background would ignore it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _environment(child: Child) -> list[Unit]:
@@ -159,8 +165,10 @@ def _engine(child: Child) -> list[Unit]:
 def _test_files(child: Child, paths: list[Path], share: float) -> None:
     first = paths[0].stem
     report = child.work / f"{first}.xml"
-    command = [sys.executable, "-m", "pytest", *map(str, paths), "-q", "--tb=short", "-p",
-               "no:cacheprovider", f"--junitxml={report}", "--durations=5"]
+    # With names and stacks, so that one that hangs is known though there is no report.
+    command = [sys.executable, "-m", "pytest", *map(str, paths), "-v", "--tb=short", "-p",
+               "no:cacheprovider", f"--junitxml={report}", "--durations=5",
+               "-o", "faulthandler_timeout=90"]
     if not child.tiny:
         command += ["-m", "gpu"]
     if "triton" in first and importlib.util.find_spec("xdist") and not child.tiny:

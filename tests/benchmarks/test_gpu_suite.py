@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -208,6 +209,15 @@ def test_tests_that_take_too_long_leave_their_results(tmp_path):
         gpu_parts._test_files(one, [path], 1.0)
     (row,) = (r["row"] for r in read(one.records))
     assert (row["tests"], row["failures"], row["exit_code"]) == (1, 0, 2)
+
+
+def test_programs_can_be_interrupted_though_the_shell_ignores_it(tmp_path):
+    ask = "import signal, sys; sys.exit(signal.getsignal(2) is not signal.default_int_handler)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert gpu_parts._run([sys.executable, "-c", ask], tmp_path / "log", 60) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_files_with_gpu_tests_are_all_found(tmp_path):
