@@ -97,7 +97,7 @@ def tiny_preset(child: Child, name: str) -> str:
 
 
 def _rounds(child: Child, batch: int) -> int:
-    return 1 if child.tiny else 8 if batch > 16 else 15
+    return 1 if child.tiny else 6 if batch > 16 else 12
 
 
 def _step(child: Child, preset: str, batch: int, mode: str) -> None:

@@ -54,7 +54,7 @@ def time_case(
     if not working:
         raise RuntimeError("no provider works")
     checked = dataclasses.replace(case, differences=lambda: (), providers=working)
-    rows = runner.run(checked, rounds, 0 if child.tiny else 2)
+    rows = runner.run(checked, rounds, 0 if child.tiny else 1)
     for row, provider in zip(rows, working, strict=True):
         found = common or wrong.get(provider.name)
         if found:
