@@ -1,11 +1,13 @@
 """The reference recipe computes what we compute, and the runner tells times only then."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ddgan_fast.benchmarks import cli, reference_networks, runner
+from ddgan_fast.benchmarks import cli, reference_networks, runner, step
 from ddgan_fast.benchmarks.agreement import wake
 from ddgan_fast.benchmarks.reference_recipe import ReferenceRecipe, RestackedAverage
 from ddgan_fast.config import from_dict, load_config, save_yaml
@@ -172,6 +174,27 @@ def test_half_precision_may_be_as_far_off_as_plain_torch(tmp_path, capsys):
     arguments = ["step", "--preset", str(path), "--batch", "4", "--device", "cpu", "--steps", "1"]
     assert cli.main([*arguments, "--warmup", "0", "--baseline", "reference"]) == 0
     assert "bf16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("loss", "gradient", "found"), [
+    (1.02, 1.01, []), (1.1, 1.01, ["loss"]), (1.0, 1.03, ["the gradient"]),
+])
+def test_a_loss_that_plain_torch_gets_right_by_luck_asks_no_more_of_ours(
+    monkeypatch, loss, gradient, found
+):
+    def outcome(loss, gradient):
+        return {"loss": torch.tensor(loss), "the gradient": torch.full((4,), gradient)}
+
+    truth, lucky = outcome(1.0, 1.0), outcome(1.0, 1.012)
+    turns = itertools.cycle([truth, lucky])
+    monkeypatch.setattr(step, "_published", lambda *_: next(turns))
+    monkeypatch.setattr(step, "_ours", lambda *_: outcome(loss, gradient))
+    engine = SimpleNamespace(network_input=lambda batch: (None, None),
+                             precision=SimpleNamespace(name="bf16"))
+    recipe = SimpleNamespace(draw=lambda real: None)
+    said = list(step.differences(SimpleNamespace(engine=engine, batch=None), recipe,
+                                 torch.zeros(1)))
+    assert sorted({text.split(": ")[1].split(" is off")[0] for text in said}) == found
 
 
 @pytest.mark.parametrize("case", ["step", "sample"])
