@@ -14,8 +14,9 @@ from ddgan_fast.config import Config, load_config
 from ddgan_fast.data import build_dataset
 from ddgan_fast.data.device import to_model_input
 from ddgan_fast.data.torch_loader import Batch
+from ddgan_fast.kernels import philox
 from ddgan_fast.training import choosing
-from ddgan_fast.training.draws import Draws, MicroBatch
+from ddgan_fast.training.draws import Draws, MicroBatch, counter_draws
 from ddgan_fast.training.engine import Engine
 from ddgan_fast.training.parallel import start
 from ddgan_fast.training.steps import TrainStep
@@ -140,10 +141,13 @@ def differences(stepper: Stepper, recipe: ReferenceRecipe, real: torch.Tensor) -
     # Float32 convolutions on a GPU may be rounded to TF32 while timed, but not here.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for what, penalize in (("D with R1", True), ("D without R1", False), ("G", None)):
-            draws = recipe.draw(real)
+            own, draws = _draws(stepper.engine, real, "G" if penalize is None else "D")
             truth = _published(recipe, real, draws, penalize)
             allowed = dict.fromkeys(truth, FLOAT32_ERROR)
+            settings: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if stepper.engine.precision.name in ("bf16", "fp16"):
+                # Otherwise what is compiled would be compiled anew for other settings.
+                settings = stepper.engine.precision.settings()
                 # Backward threads of a GPU know no autocast dtype: they would take float16.
                 with (
                     torch.autocast(real.device.type, torch.bfloat16),
@@ -156,11 +160,25 @@ def differences(stepper: Stepper, recipe: ReferenceRecipe, real: torch.Tensor) -
                     # about as far off as it is.
                     likely = errors[name] if value.ndim else max(errors.values())
                     allowed[name] = max(FLOAT32_ERROR, 2 * likely)
-            ours = _ours(stepper.engine, MicroBatch(images, flip, draws), penalize)
+            with settings:
+                ours = _ours(stepper.engine, MicroBatch(images, flip, own), penalize)
             for name, value in truth.items():
                 found = distance(ours[name], value)
                 if not found <= allowed[name]:
                     yield f"{what}: {name} is off by {found:.1e}, {allowed[name]:.1e} is allowed"
+
+
+def _draws(engine: Engine, real: torch.Tensor, update: str) -> tuple[Draws, Draws]:
+    """An update's draws by seeds, as a run takes them, and the same noise handed in."""
+    model = engine.cfg.model
+    seeds = engine.seeds()[update]
+    own = counter_draws(seeds, engine.index, model.num_timesteps, model.nz, engine.dtype)
+    assert own.index is not None and own.pair_seed is not None and own.posterior_seed is not None
+    shape = real.shape[1:]
+    # As the ops draw them: for x_{t+1}, for x_t, and for x_t'.
+    pair = [philox.normal(own.pair_seed, own.index, shape, real.dtype, k) for k in (0, 1)]
+    posterior = philox.normal(own.posterior_seed, own.index, shape, real.dtype)
+    return own, Draws(own.t, own.z, pair_noise=(pair[0], pair[1]), posterior_noise=posterior)
 
 
 def _published(

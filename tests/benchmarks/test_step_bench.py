@@ -1,21 +1,25 @@
 """The reference recipe computes what we compute, and the runner tells times only then."""
 
+import contextlib
 import itertools
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
-from ddgan_fast.benchmarks import cli, reference_networks, runner, step
+from ddgan_fast.benchmarks import cli, gpu_networks, reference_networks, runner, step
 from ddgan_fast.benchmarks.agreement import wake
 from ddgan_fast.benchmarks.reference_recipe import ReferenceRecipe, RestackedAverage
 from ddgan_fast.config import from_dict, load_config, save_yaml
+from ddgan_fast.data.device import to_model_input
 from ddgan_fast.diffusion import Diffusion
 from ddgan_fast.models import build_discriminator, build_generator
 from ddgan_fast.training.draws import MicroBatch
 from ddgan_fast.training.ema import WeightAverage
 from ddgan_fast.training.optim import make_adam
+from ddgan_fast.training.precision import Precision
 from ddgan_fast.training.steps import TrainStep
 
 TINY = {
@@ -189,12 +193,31 @@ def test_a_loss_that_plain_torch_gets_right_by_luck_asks_no_more_of_ours(
     turns = itertools.cycle([truth, lucky])
     monkeypatch.setattr(step, "_published", lambda *_: next(turns))
     monkeypatch.setattr(step, "_ours", lambda *_: outcome(loss, gradient))
+    monkeypatch.setattr(step, "_draws", lambda *_: (None, None))
     engine = SimpleNamespace(network_input=lambda batch: (None, None),
-                             precision=SimpleNamespace(name="bf16"))
-    recipe = SimpleNamespace(draw=lambda real: None)
-    said = list(step.differences(SimpleNamespace(engine=engine, batch=None), recipe,
-                                 torch.zeros(1)))
+                             precision=Precision("bf16", "cpu"))
+    said = list(step.differences(SimpleNamespace(engine=engine, batch=None), None, torch.zeros(1)))
     assert sorted({text.split(": ")[1].split(" is off")[0] for text in said}) == found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_comparing_compiles_nothing_anew(tiny, precision):
+    """The comparison calls compiled code as a step does: same draws, same settings."""
+    counter = CompileCounter()
+    options = runner.Options(str(tiny), 4, torch.device("cpu"), "reference", precision, "compile")
+    with contextlib.ExitStack() as stack:
+        stepper = step.Stepper(step._configuration(options), torch.device("cpu"), stack)
+        stepper.engine.cfg.run.compiler = counter
+        with stepper.engine.precision.settings():
+            stepper.engine.switch("compile", stepper.batch)
+            for kind in stepper.engine.kinds:
+                stepper.step(kind)
+        before = counter.frame_count
+        recipe = gpu_networks._woken_recipe(step._configuration(options), stepper,
+                                            torch.device("cpu"))
+        real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
+        assert list(step.differences(stepper, recipe, real)) == []
+    assert before >= 4 and counter.frame_count == before
 
 
 @pytest.mark.parametrize("case", ["step", "sample"])
