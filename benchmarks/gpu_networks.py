@@ -234,7 +234,9 @@ def _time_variants(
     poison = child.poison()
     with contextlib.ExitStack() as stack:
         base = step._configuration(options)
-        providers, steppers, memory = [], {}, {}
+        providers: list[Provider] = []
+        steppers: dict[str, step.Stepper] = {}
+        memory: dict[str, Memory] = {}
         for name, variant in variants.items():
             if (variant.backend,) in poison:
                 continue
@@ -309,7 +311,7 @@ def _memory_of(stepper: step.Stepper, recorder: CudaRecorder | None) -> Memory:
 
 def _tensors_of(recipe: ReferenceRecipe) -> list[torch.Tensor]:
     networks = (recipe.generator, recipe.discriminator)
-    tensors = [p for network in networks for p in network.parameters()]
+    tensors: list[torch.Tensor] = [p for network in networks for p in network.parameters()]
     tensors += [*_gradients(*networks), *recipe.average.average.values()]
     for optimizer in (recipe.optimizer_g, recipe.optimizer_d):
         tensors += adam_tensors(optimizer)

@@ -39,6 +39,7 @@ FLAT = {"model__ch_mult": [1], "model__attn_resolutions": [1]}
 def same_algorithms(monkeypatch):
     """So that runs can agree to the last bit."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark_limit", 1)
 
 
 class Forced(Ranks):

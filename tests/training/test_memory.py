@@ -295,8 +295,10 @@ def test_a_trial_waits_for_no_other_rank(tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_gpu_that_is_too_small(tmp_path):
+def test_a_gpu_that_is_too_small(tmp_path, monkeypatch):
     """A real search, under a limit of 3 GB."""
+    # Timing all of cuDNN's algorithms for every size would take a minute.
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark_limit", 1)
     cfg = load_config("cifar10", {"run.micro_batch": "auto", "run.dir": str(tmp_path)})
     device = torch.device("cuda", 0)
     total = torch.cuda.get_device_properties(device).total_memory

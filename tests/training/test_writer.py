@@ -190,4 +190,4 @@ def test_copy_from_a_gpu_is_of_the_step_that_asked_for_it(room, monkeypatch):
         copied = stage.copy(source)
         source["w"].fill_(-1.0)
         stage.wait()
-        assert copied["w"].is_pinned() and copied["w"].unique().tolist() == [value]
+        assert copied["w"].is_pinned() and bool((copied["w"] == value).all())
