@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _ENGINE_TESTS = ROOT / "tests/training/test_engine_gpu.py"
 _INTERRUPTED_S = 8.0
 """For a program to end by itself after it is interrupted."""
+_COMPILE_S = 80.0
+"""For a baseline of the ops: our kernels at further shapes are worth more."""
 _SHARE = 0.7
 """Of the time left, for one group of tests before others."""
 
@@ -233,7 +235,8 @@ def _kernels(child: Child) -> list[Unit]:
 
     device = torch.device(child.device)
     clock = Clock(device)
-    settings = Settings(device, 2 if child.tiny else 20, child.deadline, trying=child.trying)
+    settings = Settings(device, 2 if child.tiny else 20, child.deadline, trying=child.trying,
+                        compile_s=_COMPILE_S)
     selected = tiny_cases() if child.tiny else cases()
     state: dict[str, Any] = {"clock": clock, "settings": settings}
     return [(case.name, partial(_kernel, child, case, state)) for case in selected]

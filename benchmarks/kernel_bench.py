@@ -47,6 +47,7 @@ class Settings:
         skip: (op, provider) pairs to leave out.
         trying: told of (op, provider) before it runs for the first time.
         check_only: run and check every pass once without timing.
+        compile_s: seconds for torch.compile, after which it is left out.
     """
 
     device: torch.device
@@ -56,6 +57,7 @@ class Settings:
     skip: set[tuple[str, str]] = field(default_factory=set)
     trying: Callable[[str, str], None] = lambda op, provider: None
     check_only: bool = False
+    compile_s: float = float("inf")
 
 
 def usable_backends(op: str) -> list[str]:
@@ -125,7 +127,9 @@ def run_case(case: KernelCase, clock: Clock, settings: Settings) -> list[Row]:
         named: dict[str, Row] = {}
         for name, function in chosen.items():
             if name == "compile" and (
-                which == "double_backward" or time.monotonic() > settings.deadline
+                which == "double_backward"
+                or time.monotonic() > settings.deadline
+                or settings.compile_s <= 0
             ):
                 continue
             settings.trying(op.name, name)
@@ -139,6 +143,8 @@ def run_case(case: KernelCase, clock: Clock, settings: Settings) -> list[Row]:
                     call()
                     clock.synchronize()
                     row["first_call_s"] = rounded(time.perf_counter() - began)
+                    if name == "compile":
+                        settings.compile_s -= row["first_call_s"]
                     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                         result = call() if given is None or name in OURS else function(given)
                         row |= truth.judge(result)

@@ -241,6 +241,16 @@ def test_no_pass_but_the_first_begins_after_the_limit():
     assert {row["pass"] for row in rows} == {"forward"}
 
 
+def test_compiling_ends_when_its_time_is_over(monkeypatch):
+    plain = kernel_cases.OPS["fir_down"].plain
+    monkeypatch.setattr(kernel_bench, "providers", lambda *_: {"eager": plain, "compile": plain})
+    brief = dataclasses.replace(settings(), compile_s=1e-9)
+    rows = kernel_bench.run_case(small_case(), Clock(torch.device("cpu")), brief)
+    passes = {name: [r["pass"] for r in rows if r["provider"] == name]
+              for name in ("eager", "compile")}
+    assert passes == {"eager": ["forward", "backward", "double_backward"], "compile": ["forward"]}
+
+
 def test_half_a_line_is_no_record(tmp_path):
     (tmp_path / "r").write_text('{"a": 1}\n{"b": ')
     assert read(tmp_path / "r") == [{"a": 1}]
