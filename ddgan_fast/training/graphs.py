@@ -35,6 +35,8 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device) -> None:
+        if device.index is None:
+            device = torch.device(device.type, torch.cuda.current_device())
         self._device = device
         self._stream = capture_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
