@@ -15,14 +15,13 @@ import torch
 
 from ddgan_fast.config import Config, from_dict, load_config, save_yaml, to_dict
 from ddgan_fast.data.device import to_model_input
-from ddgan_fast.kernels import backend_report, use_backend
+from ddgan_fast.kernels import use_backend
 from ddgan_fast.models.rewrites import Rewrites
 from ddgan_fast.run_log import LOG, read_records
 from ddgan_fast.training.graphs import CudaRecorder
-from ddgan_fast.training.optim import adam_tensors
 
-from . import sample, step
-from .gpu_timing import Memory, problem, settle, time_case
+from . import gpu_recipe, sample, step
+from .gpu_timing import Memory, fastest, problem, settle, time_case
 from .gpu_units import Child, Unit
 from .reference_recipe import ReferenceRecipe
 from .runner import Case, Options, Provider
@@ -52,7 +51,7 @@ def units(part: str, child: Child) -> list[Unit]:
         return found
     if part == "ablation":
         # Compiling takes minutes each, so it comes last.
-        kernels = _usable(child)
+        kernels = gpu_recipe.usable(child)
         chains = ["torch", *kernels, "rewrites", "objectives", "compile"]
         chains += [f"{name}, compiled" for name in kernels]
         return [(chain, partial(_ablation, child, chain)) for chain in chains]
@@ -61,7 +60,7 @@ def units(part: str, child: Child) -> list[Unit]:
         pairs = (("tiny", 4),)
     if part == "compiled":
         # Compiling takes minutes: what one backend has shown is not lost with the next.
-        backends = ["inductor", *_usable(child)[-1:]]
+        backends = ["inductor", *gpu_recipe.usable(child)[-1:]]
         return [
             (f"{preset} {n}, {backend}", partial(_compiled, child, preset, n, backend))
             for preset, n in pairs
@@ -76,15 +75,6 @@ def units(part: str, child: Child) -> list[Unit]:
         for preset, n in pairs
         for mode in modes
     ]
-
-
-def _usable(child: Child) -> list[str]:
-    """Our other backends that run every op here."""
-    if child.device == "cpu":
-        return []
-    rows = backend_report()
-    names = ("triton", "cuda")
-    return [n for n in names if any(r["backend"] == n and r["usable"] for r in rows)]
 
 
 def tiny_preset(child: Child, name: str) -> str:
@@ -102,7 +92,7 @@ def _rounds(child: Child, batch: int) -> int:
 
 def _step(child: Child, preset: str, batch: int, mode: str) -> None:
     """Steps without a compiler, by every backend, against the recipe."""
-    backends = ["torch", *_usable(child)]
+    backends = ["torch", *gpu_recipe.usable(child)]
     variants = {f"{mode}, {backend}": Variant(backend=backend, mode=mode) for backend in backends}
     recipes = ("recipe", "recipe_fp32") if mode == "eager" else ("recipe",)
     _time_variants(child, "step", preset, batch, variants, recipes, chain=mode)
@@ -130,6 +120,7 @@ def _sample(child: Child, preset: str, count: int) -> None:
         case = sample.build(options, stack)
         ours, *others = case.providers
         half = Provider("ddgan_fast_bf16", "bf16", {"all_steps": _half(ours, device)})
+        others = [gpu_recipe.with_fastest_filter(child, other) for other in others]
         providers = [half, ours, *others]
         graph = _graph(half, child)
         if graph is not None:
@@ -263,9 +254,13 @@ def _time_variants(
         recipe = None
         first = next(iter(steppers))
         if recipes:
-            recipe = _woken_recipe(base, steppers[first], device)
-            providers += [_recipe(name, recipe, steppers[first]) for name in recipes]
-            memory |= dict.fromkeys(recipes, Memory(partial(_tensors_of, recipe)))
+            recipe = gpu_recipe.woken(base, steppers[first], device)
+            real = to_model_input(steppers[first].batch.images, steppers[first].batch.flip,
+                                  channels_last=False)
+            call = partial(recipe.step, real, False)
+            filters = fastest(call, gpu_recipe.filters(child), device)
+            providers += [gpu_recipe.provider(name, recipe, real, filters) for name in recipes]
+            memory |= dict.fromkeys(recipes, Memory(partial(gpu_recipe.tensors_of, recipe)))
         interval = base.loss.lazy_reg
         shares = {"with_r1": 1 / interval, "without_r1": 1 - 1 / interval}
         facts = {"preset": preset, "batch": batch, **columns}
@@ -306,20 +301,7 @@ def _memory_of(stepper: step.Stepper, recorder: CudaRecorder | None) -> Memory:
     engine = stepper.engine
     if recorder is not None and "graph" in engine.mode:
         return Memory(engine._changing, recorder.held_bytes())  # gradients lie in the pool
-    return Memory(lambda: [*engine._changing(), *_gradients(*engine.modules.values())])
-
-
-def _tensors_of(recipe: ReferenceRecipe) -> list[torch.Tensor]:
-    networks = (recipe.generator, recipe.discriminator)
-    tensors: list[torch.Tensor] = [p for network in networks for p in network.parameters()]
-    tensors += [*_gradients(*networks), *recipe.average.average.values()]
-    for optimizer in (recipe.optimizer_g, recipe.optimizer_d):
-        tensors += adam_tensors(optimizer)
-    return tensors
-
-
-def _gradients(*networks: torch.nn.Module) -> list[torch.Tensor]:
-    return [p.grad for network in networks for p in network.parameters() if p.grad is not None]
+    return Memory(lambda: [*engine._changing(), *gpu_recipe.gradients(*engine.modules.values())])
 
 
 def _provider(name: str, stepper: step.Stepper, variant: Variant) -> Provider:
@@ -329,25 +311,6 @@ def _provider(name: str, stepper: step.Stepper, variant: Variant) -> Provider:
 
     parts = {"with_r1": partial(call, True), "without_r1": partial(call, False)}
     return Provider(name, stepper.engine.precision.name, parts)
-
-
-def _woken_recipe(base: Config, stepper: step.Stepper, device: torch.device) -> ReferenceRecipe:
-    recipe = ReferenceRecipe(base, device)
-    recipe.generator.load_state_dict(stepper.engine.generator.state_dict())
-    recipe.discriminator.load_state_dict(stepper.engine.discriminator.state_dict())
-    return recipe
-
-
-def _recipe(name: str, recipe: ReferenceRecipe, stepper: step.Stepper) -> Provider:
-    """The published step, with TF32 in convolutions as torch has it by default, or without."""
-    real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
-
-    def call(penalize: bool) -> None:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=name == "recipe"):
-            recipe.step(real, penalize)
-
-    parts = {"with_r1": partial(call, True), "without_r1": partial(call, False)}
-    return Provider(name, "tf32" if name == "recipe" else "fp32", parts)
 
 
 def _disagreements(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+
+from ddgan_fast.kernels import use_backend
 
 from . import runner
 from .gpu_units import Child
@@ -95,6 +98,19 @@ def _works(child: Child, case: Case, provider: Provider) -> bool:
         child.row(case=case.name, provider=provider.name, **case.facts, status="failed",
                   error_text=text)
     return not text
+
+
+def fastest(call: Callable[[], object], backends: Sequence[str], device: torch.device) -> str:
+    """The backend of our ops by which a baseline that uses them is fastest."""
+    seconds = {}
+    for name in backends if len(backends) > 1 else ():
+        with contextlib.suppress(Exception), use_backend(name):
+            seconds[name] = min(runner._milliseconds(call, device) for _ in range(2))
+        settle(device)
+    if seconds:
+        told = ", ".join(f"{name} {ms:.0f} ms" for name, ms in seconds.items())
+        print(f"the recipe by its filter: {told}", flush=True)
+    return min(seconds, key=seconds.__getitem__) if seconds else backends[0]
 
 
 def settle(device: torch.device) -> None:

@@ -14,7 +14,7 @@ from ddgan_fast.config import Config, load_config
 from ddgan_fast.data import build_dataset
 from ddgan_fast.data.device import to_model_input
 from ddgan_fast.data.torch_loader import Batch
-from ddgan_fast.kernels import philox
+from ddgan_fast.kernels import philox, use_backend
 from ddgan_fast.training import choosing
 from ddgan_fast.training.draws import Draws, MicroBatch, counter_draws
 from ddgan_fast.training.engine import Engine
@@ -184,10 +184,12 @@ def _draws(engine: Engine, real: torch.Tensor, update: str) -> tuple[Draws, Draw
 def _published(
     recipe: ReferenceRecipe, real: torch.Tensor, draws: Draws, penalize: bool | None
 ) -> dict[str, torch.Tensor]:
-    if penalize is None:
-        return _outcome(recipe.generator_gradients(real, draws), recipe.generator)
-    losses = recipe.discriminator_gradients(real, draws, penalize)
-    return _outcome(losses, recipe.discriminator)
+    # Its filter is our op on a GPU, and must not be what is compared.
+    with use_backend("torch"):
+        if penalize is None:
+            return _outcome(recipe.generator_gradients(real, draws), recipe.generator)
+        losses = recipe.discriminator_gradients(real, draws, penalize)
+        return _outcome(losses, recipe.discriminator)
 
 
 def _ours(engine: Engine, micro: MicroBatch, penalize: bool | None) -> dict[str, torch.Tensor]:

@@ -35,7 +35,7 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device) -> None:
-        if device.index is None:
+        if device == torch.device(device.type):
             device = torch.device(device.type, torch.cuda.current_device())
         self._device = device
         self._stream = capture_stream(device)

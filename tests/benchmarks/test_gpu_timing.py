@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ddgan_fast.benchmarks import gpu_networks, step
-from ddgan_fast.benchmarks.gpu_timing import time_case
+from ddgan_fast.benchmarks.gpu_timing import fastest, time_case
 from ddgan_fast.benchmarks.gpu_units import Child, read
 from ddgan_fast.benchmarks.runner import Case, Provider
+from ddgan_fast.kernels import registry
 
 
 def child(tmp_path, part="step"):
@@ -107,3 +108,15 @@ def test_every_backend_is_compared_with_the_recipe(tmp_path, monkeypatch):
     stepper = SimpleNamespace(engine=SimpleNamespace(ranks=ranks))
     found = gpu_networks._wrong_backends(stepper, variants, ["triton", "cuda"], recipe=None)
     assert asked == ["triton", "cuda"] and found == {"cuda": "off"}
+
+
+def test_a_baseline_gets_the_fastest_backend_that_works():
+    def call():
+        if registry._in_use == "triton":
+            raise RuntimeError("no such kernel")
+        time.sleep(0.02 if registry._in_use == "torch" else 0.0)
+
+    cpu = torch.device("cpu")
+    assert fastest(call, ["torch", "triton", "cuda"], cpu) == "cuda"
+    assert fastest(call, ["torch", "triton"], cpu) == "torch"
+    assert fastest(call, ["triton"], cpu) == "triton", "the only one is not tried"

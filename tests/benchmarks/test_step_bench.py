@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from ddgan_fast.benchmarks import cli, gpu_networks, reference_networks, runner, step
+from ddgan_fast.benchmarks import cli, gpu_recipe, reference_networks, runner, step
 from ddgan_fast.benchmarks.agreement import wake
 from ddgan_fast.benchmarks.reference_recipe import ReferenceRecipe, RestackedAverage
 from ddgan_fast.config import from_dict, load_config, save_yaml
@@ -213,8 +213,7 @@ def test_comparing_compiles_nothing_anew(tiny, precision):
             for kind in stepper.engine.kinds:
                 stepper.step(kind)
         before = counter.frame_count
-        recipe = gpu_networks._woken_recipe(step._configuration(options), stepper,
-                                            torch.device("cpu"))
+        recipe = gpu_recipe.woken(step._configuration(options), stepper, torch.device("cpu"))
         real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
         assert list(step.differences(stepper, recipe, real)) == []
     assert before >= 4 and counter.frame_count == before
