@@ -351,6 +351,6 @@ def _train(child: Child, preset: str) -> None:
     result = train(load_config(preset, changes), device=child.device, quiet=True)
     log = read_records(run_dir / LOG)
     child.row(case="train", preset=preset, steps=result.step, finished=result.finished,
-              seconds=round(result.seconds, 2), log=log[-20:])
+              engine=result.engine, seconds=round(result.seconds, 2), log=log[-20:])
     if not result.finished:
         raise RuntimeError("the run stopped early")

@@ -41,6 +41,8 @@ class RunResult:
     finished: bool
     """False when a signal stopped the run early."""
     seconds: float
+    engine: str
+    """How its last steps were taken: what was asked for, or what worked."""
 
 
 def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> RunResult:
@@ -78,9 +80,8 @@ def train(cfg: Config, *, device: str | None = None, quiet: bool = False) -> Run
         run = Run(cfg, dataset, ranks, run_dir, quiet, stack)
         with run.engine.precision.settings(), run.watch.errors():
             run.loop(stop)
-        return RunResult(
-            run_dir, run.step, run.step >= cfg.run.steps, time.perf_counter() - began
-        )
+        seconds, mode = time.perf_counter() - began, run.engine.mode
+        return RunResult(run_dir, run.step, run.step >= cfg.run.steps, seconds, mode)
 
 
 class Run:

@@ -311,3 +311,11 @@ def test_graphs_of_ranks_that_share_a_gpu_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="by gloo, which CUDA graphs cannot hold"):
         refuse(tiny(tmp_path, run__engine="graph"), torch.device("cuda:0"))
     refuse(tiny(tmp_path, run__engine="compile"), torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize("missing", ["no such torch", None])
+def test_a_run_tells_how_it_took_its_steps(tmp_path, monkeypatch, missing):
+    monkeypatch.setattr(compiling, "missing", lambda: missing)
+    monkeypatch.setattr(choosing, "wrong_gradients", lambda *_: None)
+    cfg = tiny(tmp_path, **FLAT, run__engine="compile", run__steps=1)
+    assert train(cfg, device="cpu", quiet=True).engine == ("eager" if missing else "compile")
