@@ -171,7 +171,7 @@ def _train(child: Child, cfg: Config, seconds: float) -> dict[str, Any]:
         "img_s": round(rate, 1),
         f"hours_for_{_PUBLISHED_EPOCHS}_epochs_extrapolated": round(hours, 2),
         "images_per_epoch": images,
-        "engine": cfg.run.engine,
+        "engine": result.engine,
     }
 
 

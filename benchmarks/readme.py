@@ -34,13 +34,22 @@ def write(begin: str, end: str, written: str, page: Path = README) -> None:
 
 def main() -> None:
     """Write every table."""
-    from . import cpu_tables, memory_table, objectives, op_table, step_table, trilemma_table
+    from . import (
+        cpu_tables,
+        memory_table,
+        objectives,
+        op_table,
+        planted,
+        step_table,
+        trilemma_table,
+    )
 
     write(*cpu_tables.STEP, cpu_tables.step())
     write(*cpu_tables.LOADERS, cpu_tables.loaders())
     for module in (memory_table, op_table, step_table, trilemma_table):
         module.main()
     objectives.main([])
+    planted.main([])
 
 
 if __name__ == "__main__":

@@ -23,8 +23,12 @@ from ddgan_fast.training.steps import TrainStep
 from ddgan_fast.training.trainer import Run
 
 from .agreement import FLOAT32_ERROR, distance, wake
+from .reference_filters import our_filter
 from .reference_recipe import ReferenceRecipe
 from .runner import Case, Options, Provider
+
+OUR_FILTER = "our_filter"
+"""Ends the name of the recipe that runs with our filter in place of its own."""
 
 
 def build(options: Options, stack: contextlib.ExitStack) -> Case:
@@ -77,6 +81,14 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
             },
         )
     )
+    if options.device.type == "cpu":
+        # How much of the difference is the published filter's path on CPUs, and nothing else.
+        def step(penalize: bool) -> None:
+            with our_filter():
+                recipe.step(real, penalize)
+
+        parts = {"with_r1": lambda: step(True), "without_r1": lambda: step(False)}
+        providers.append(Provider(f"{options.baseline}_{OUR_FILTER}", "fp32", parts))
     return Case(
         "step",
         providers,

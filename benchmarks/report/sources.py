@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RECIPES = ("recipe", "reference", "recipe_fp32")
-"""Providers that are the published training recipe or loader; strict float32 last."""
+RECIPES = ("recipe", "reference", "recipe_fp32", "reference_our_filter")
+"""Providers that are the published recipe or loader; we compare with the first there is."""
 
 Row = dict[str, Any]
 

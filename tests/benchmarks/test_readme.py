@@ -2,18 +2,21 @@
 
 import pytest
 
-from benchmarks import cpu_tables, readme, trilemma_table
+from benchmarks import cpu_tables, planted, readme, trilemma_table
 
 TABLES = {
-    "step": (cpu_tables.STEP, cpu_tables.step),
-    "loaders": (cpu_tables.LOADERS, cpu_tables.loaders),
-    "trilemma": ((trilemma_table.BEGIN, trilemma_table.END), trilemma_table.written),
+    "step": (cpu_tables.STEP, cpu_tables.step, readme.README),
+    "loaders": (cpu_tables.LOADERS, cpu_tables.loaders, readme.README),
+    "trilemma": (
+        (trilemma_table.BEGIN, trilemma_table.END), trilemma_table.written, readme.README
+    ),
+    "planted": ((planted.BEGIN, planted.END), planted.written, planted.DOC),
 }
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_is_up_to_date(name):
-    markers, written = TABLES[name]
-    text = readme.README.read_text()
+    markers, written, page = TABLES[name]
+    text = page.read_text()
 
     assert readme.renewed(text, *markers, written()) == text, "run: python -m benchmarks.readme"

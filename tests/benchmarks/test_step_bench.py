@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from ddgan_fast.benchmarks import cli, gpu_recipe, reference_networks, runner, step
+from ddgan_fast.benchmarks import (
+    cli,
+    gpu_recipe,
+    reference_filters,
+    reference_networks,
+    runner,
+    step,
+)
 from ddgan_fast.benchmarks.agreement import wake
 from ddgan_fast.benchmarks.reference_recipe import ReferenceRecipe, RestackedAverage
 from ddgan_fast.config import from_dict, load_config, save_yaml
@@ -155,7 +162,8 @@ def test_step_writes_a_row_per_provider(tiny, tmp_path, capsys):
     arguments += ["--baseline", "reference", "--json", str(out), "--steps", "1", "--warmup", "0"]
     assert cli.main(arguments) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [row["provider"] for row in rows] == ["ddgan_fast", "reference"]
+    names = ["ddgan_fast", "reference", "reference_our_filter"]
+    assert [row["provider"] for row in rows] == names
     for row in rows:
         assert row["case"] == "step" and row["batch"] == 4 and row["r1_every"] == 2
         assert row["device"] == "cpu" and row["dtype"] == "fp32"
@@ -246,7 +254,7 @@ def test_no_time_is_told_for_different_results(case, tiny, tmp_path, monkeypatch
 def test_bad_options_are_told(tmp_path):
     with pytest.raises(ValueError, match="--steps is 0: it must be at least 1"):
         cli.main(["step", "--steps", "0"])
-    with pytest.raises(ValueError, match="invalid choice: 'walk'"):
+    with pytest.raises(ValueError, match="unknown case of bench 'walk'"):
         cli.main(["walk"])
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         cli.main(["step", "--json", str(tmp_path / "none" / "step.json")])
@@ -312,10 +320,24 @@ def test_our_precision_and_engine_can_be_chosen(tiny, tmp_path):
     out = tmp_path / "rows.json"
     options = ["--precision", "bf16", "--warmup", "0", "--json", str(out)]
     assert cli.main(["step", *common, *options, "--baseline", "reference"]) == 0
-    ours, recipe = json.loads(out.read_text())["rows"]
+    ours, recipe, _ = json.loads(out.read_text())["rows"]
     assert (ours["dtype"], ours["engine"], recipe["dtype"]) == ("bf16", "eager", "fp32")
     assert cli.main(["sample", *common, *options]) == 0
     assert json.loads(out.read_text())["rows"][0]["dtype"] == "bf16"
     for case in ("step", "sample"):
         with pytest.raises(ValueError, match="CUDA graphs need a GPU"):
             cli.main([case, *common, "--engine", "graph"])
+
+
+def test_the_recipe_computes_the_same_with_our_filter():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    found = []
+    for filters in (contextlib.nullcontext, reference_filters.our_filter):
+        with filters():
+            found.append(reference_filters.upsample_2d(x, (1, 3, 3, 1)))
+            found.append(reference_filters.downsample_2d(x, (1, 3, 3, 1)))
+            found.append(reference_filters.filter_2d(x, torch.rand(3, 3), 1, 1, (1, 1)).shape)
+    for published, ours in zip(found[:2], found[3:5], strict=True):
+        torch.testing.assert_close(published, ours)
+    assert found[2] == found[5]
