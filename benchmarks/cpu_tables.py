@@ -46,8 +46,8 @@ def step(results: Path = RESULTS) -> str:
     ]
     whole, without = (row["ms_p50"] / ours["ms_p50"] for row in (recipe, other))
     return (
-        tables.markdown(header, lines) + f"\n{whole:.1f} times as fast; {without:.1f} of that is "
-        "left where the recipe's filter, whose path on CPUs is slow, is ours. All in one run, R1 "
+        tables.markdown(header, lines) + f"\n{whole:.1f} times as fast; {without:.1f} times "
+        "where the recipe has our filter, as its own is slow on CPUs. All in one run, R1 "
         f"weighted by its interval of {ours['r1_every']} steps. {machine_of(ours)}. Command: "
         f"`{ours['command']}`.\n"
     )
