@@ -77,6 +77,69 @@ def test_a_metric_that_only_the_end_has_makes_a_picture(tmp_path):
     assert path.stat().st_size > 5000
 
 
+TITLES = ("DDGAN, T = 4", "DDPM-200", "DDPM-200, DDIM-50", "DDPM-200, DDIM-4")
+
+
+def coverage_of(monkeypatch, tmp_path, counts, names):
+    """The axes of the picture of coverage."""
+    found, save = [], pictures.save_figure
+
+    def kept(figure, path):
+        found.extend(figure.axes)
+        figure.draw_without_rendering()
+        save(figure, path)
+
+    monkeypatch.setattr(pictures, "save_figure", kept)
+    rows = []
+    for number, title in enumerate(TITLES):
+        method = "ddpm200" if number else "ddgan"
+        metrics = {name: (9 - number + place) / 10 for place, name in enumerate(names)}
+        common = {"kind": "final", "method": method, "seed": 1, "drawing": title, "nfe": 4}
+        own = {"step": 9, "train_s": 6.0, "n": 100, "counts": counts, "metrics": metrics}
+        rows += [common | own, {"kind": "time", "drawing": title, "s_per_100": 0.1}]
+    summary = summarize(build_methods("digits", ["ddgan", "ddpm200"]), rows)
+    pictures.coverage(summary, rows, tmp_path / "coverage.png")
+    assert (tmp_path / "coverage.png").stat().st_size > 3000
+    return found
+
+
+def test_coverage_without_known_modes_is_recall_and_its_like(monkeypatch, tmp_path):
+    names = ["precision_lite0", "recall_lite0", "density_lite0", "coverage_lite0"]
+    (axes,) = coverage_of(monkeypatch, tmp_path, None, names)
+
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(TITLES)
+    ticks = axes.get_yticks()
+    assert sorted(ticks, reverse=True) == list(ticks), "the first row is on top"
+    bars = {group.get_label(): group for group in axes.containers}
+    assert list(bars) == [name for name in names if "density" not in name], "density has no bound"
+    for name, group in bars.items():
+        place = names.index(name)
+        widths = [(9 - number + place) / 10 for number in range(len(TITLES))]
+        assert [bar.get_width() for bar in group] == pytest.approx(widths)
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == list(bars)
+    assert legend.get_window_extent().y0 >= axes.get_window_extent().y1 - 1, "not on the bars"
+
+
+def test_a_picture_of_coverage_without_any_says_so(monkeypatch, tmp_path):
+    (axes,) = coverage_of(monkeypatch, tmp_path, None, ["fd_lite0"])
+
+    assert [text.get_text() for text in axes.texts] == [
+        "neither modes nor recall or coverage were measured"
+    ]
+
+
+def test_many_modes_are_a_falling_curve(monkeypatch, tmp_path):
+    counts = [1, 5, 0, *[2] * 47]
+    every = coverage_of(monkeypatch, tmp_path, counts, ["modes"])
+
+    assert [axes.get_title() for axes in every] == list(TITLES)
+    for axes in every:
+        curve = axes.get_lines()[0].get_ydata()
+        assert curve == pytest.approx([2.5, *[1.0] * 47, 0.5, 0.0])
+        assert axes.get_xlabel() == "modes, sorted" and not axes.patches
+
+
 def test_a_mode_is_compared_with_its_share_among_the_real_samples():
     even = pictures.relative_shares([50, 50, 0], 100)
     assert even == pytest.approx([1.5, 1.5, 0.0])
