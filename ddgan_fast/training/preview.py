@@ -114,7 +114,8 @@ class Preview:
         try:
             path = pending.result()
         except OSError as error:
-            self.run.say(f"Could not write the sample grid of step {self._pending_step}: {error}.")
+            what = f"the sample grid of step {self._pending_step:,}"
+            self.run.say(f"Could not write {what} ({error.strerror or error}); going on.")
             return
         if self.run.monitor is not None and path.suffix == ".png":
             self.run.monitor.image("samples", self._pending_step, path)

@@ -9,12 +9,15 @@ import pytest
 import torch
 from evaluate_ranks import __file__ as RANK_SCRIPT
 from forked_ranks import ForkedRanks
+from PIL import Image
 from plain_inception import PlainInception, seeded_weights
 from tiny_run import IMAGES, save_run
 
 pytest.importorskip("sklearn")
 
 from ddgan_fast.cli import main
+from ddgan_fast.data.prepare import prepare
+from ddgan_fast.data.prepare_request import Request
 from ddgan_fast.data.sources import digits as real_digits
 from ddgan_fast.evaluation import digits, timing
 from ddgan_fast.evaluation.collect import through_jpeg
@@ -22,6 +25,7 @@ from ddgan_fast.evaluation.features import build_extractor
 from ddgan_fast.evaluation.frechet import frechet_distance, gaussian_of
 from ddgan_fast.evaluation.kid import inception_score, kernel_distance
 from ddgan_fast.evaluation.prdc import density_coverage, precision_recall
+from ddgan_fast.evaluation.statistics import Provenance, read_statistics, write_statistics
 from ddgan_fast.sampling import generate, load_generator
 
 POINTS = {"model.hidden": 8, "model.hidden_layers": 1, "model.num_timesteps": 2}
@@ -118,6 +122,8 @@ def test_too_few_samples_are_told_with_the_bias(run, capsys):
     few, reference = record["warnings"]
     assert "by about" in few and "take 10,000 or more" in few
     assert "the reference is of 1,797 images only" in reference
+    assert main(["evaluate", str(run), *SMALL, "-n", "3"]) == 0  # no two halves to compare
+    assert "understate their own spread: take 10,000 or more" in records(run)[1]["warnings"][0]
 
 
 def test_statistics_made_and_used_again(run, tmp_path, capsys, monkeypatch):
@@ -136,6 +142,34 @@ def test_statistics_made_and_used_again(run, tmp_path, capsys, monkeypatch):
     assert other is not classifier
     error = complaint(capsys, run, *SMALL, "--reference", stats)
     assert "is of digits with other weights" in error
+
+
+def test_statistics_of_shards_need_no_preset(tmp_path, capsys):
+    folder, shards, stats = tmp_path / "images", tmp_path / "shards", tmp_path / "stats.npz"
+    folder.mkdir()
+    real = real_digits(8).array[:30]
+    for i, pixels in enumerate(real):
+        Image.fromarray(pixels[..., 0]).save(folder / f"{i:02}.png")
+    prepare(Request(str(folder), str(shards), resolution=8, channels=1, workers=1))
+    assert main(["evaluate", "--make-reference", str(stats), "--data", str(shards), *SMALL]) == 0
+    assert f"Statistics of 30 images in {stats}." in capsys.readouterr().out
+    extractor = build_extractor("digits")
+    found = read_statistics(stats, extractor)
+    assert found.provenance.image_size == 8
+    want = gaussian_of(extractor(torch.from_numpy(real))[0])
+    assert torch.allclose(found.gaussian.mean, want.mean, rtol=1e-6)
+
+
+def test_samples_of_another_size_than_the_reference_are_told(run, tmp_path, capsys):
+    stats = tmp_path / "stats.npz"
+    extractor = build_extractor("digits")
+    gaussian = gaussian_of(extractor(torch.from_numpy(real_digits(8).array))[0])
+    own = (extractor.name, extractor.sha256, extractor.transform)
+    write_statistics(stats, gaussian, Provenance(*own, 1797, "", "", 32, "", ""))
+    assert main(["evaluate", str(run), *SMALL, "--reference", str(stats)]) == 0
+    sentence = "the reference is of images of 32x32 pixels, and the samples have 8x8."
+    assert f"Warning: {sentence}" in capsys.readouterr().out
+    assert sentence in records(run)[0]["warnings"]
 
 
 def test_jpeg_is_for_the_samples_and_not_for_the_real_images(run):

@@ -165,11 +165,16 @@ def test_resume_drops_what_comes_again_and_broken_lines(tmp_path):
     assert records(tmp_path) == []
 
 
-def test_full_disk_loses_a_line_not_the_run(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("fails", "reason"), [(True, "No space left on device"), (False, "the disk is full")]
+)
+def test_full_disk_loses_a_line_not_the_run(tmp_path, capsys, fails, reason):
     class Full(io.FileIO):
         def write(self, data):
-            super().write(bytes(data)[:7])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written = super().write(bytes(data)[:7])
+            if fails:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return written
 
     with quiet(tmp_path, console=True) as monitor:
         monitor.tick(10, {}, **TICK)
@@ -178,7 +183,7 @@ def test_full_disk_loses_a_line_not_the_run(tmp_path, capsys):
         monitor._log._file = real
         monitor.tick(30, {}, **TICK)
     assert [record["step"] for record in records(tmp_path)] == [10, 30]
-    assert "log.jsonl (No space left on device)" in capsys.readouterr().out
+    assert f"log.jsonl ({reason}); going on." in capsys.readouterr().out
 
 
 def test_console_lines_are_spaced_and_the_last_one_is_shown(tmp_path, capsys, monkeypatch):
@@ -342,3 +347,24 @@ def test_going_back_without_tensorboard(tmp_path, monkeypatch):
         monitor.go_back(0)
         monitor.tick(10, {}, **TICK)
     assert len(records(tmp_path)) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_full_disk_ends_the_events_and_not_the_run(tmp_path, monkeypatch, capsys):
+    record_writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with quiet(tmp_path, tensorboard=True, console=True) as monitor:
+        monitor.tick(10, {"G/loss": 1.0}, **TICK)
+        with monkeypatch.context() as patch:
+            patch.setattr(record_writer.RecordWriter, "write", full)
+            monitor.tick(20, {"G/loss": 2.0}, **TICK)
+        monitor.tick(30, {"G/loss": 3.0}, **TICK)
+        monitor.image("x", 30, np.zeros((2, 2), np.uint8))
+        monitor.go_back(20)
+    sentence = "TensorBoard events end here (No space left on device); going on."
+    assert capsys.readouterr().out.count(sentence) == 1
+    assert [record["step"] for record in records(tmp_path)] == [10, 20]
+    assert [event.step for event in events(tmp_path).Scalars("G/loss")] == [10]

@@ -62,6 +62,33 @@ def test_modes_of_stacked_images(tmp_path):
     assert json.loads(line)["extractor"]["modes_in_all"] == 64
 
 
+POINTS = {"model.hidden": 8, "discriminator.hidden": 8, "data.limit": 100, "run.batch_size": 8,
+          "run.sample_every": 0, "run.tensorboard": False, "run.tick": 2, "run.steps": 2,
+          "run.evaluate_every": 2, "run.evaluate_n": 100}
+
+
+def test_points_are_counted_unless_other_metrics_are_named(tmp_path, capsys):
+    run = tmp_path / "run"
+    cfg = load_config("gaussians25", {**POINTS, "run.dir": str(run)})
+    trainer.train(cfg, device="cpu")
+    said = capsys.readouterr().out
+    words = ["--metrics", "modes", "-n", "100", "--time-batches", "none", "--device", "cpu"]
+    assert main(["evaluate", str(run), *words, "--seed", str(cfg.run.seed)]) == 0
+    during, after = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert during["command"] == "training" and during["step"] == after["step"] == 2
+    assert during["metrics"] == pytest.approx(after["metrics"], rel=1e-5)
+    assert f"Step 2, 100 samples: modes {during['metrics']['modes']:.5g}, near" in said
+
+
+def test_a_record_that_cannot_be_written_is_said_and_the_run_goes_on(tmp_path, capsys):
+    cfg = load_config("gaussians25", {**POINTS, "run.dir": str(tmp_path), "run.steps": 4})
+    (tmp_path / "metrics.jsonl").mkdir()
+    assert trainer.train(cfg, device="cpu").finished
+    said = capsys.readouterr().out
+    assert said.count("Could not write metrics.jsonl (Is a directory); going on.") == 2
+    assert "Step 4, 100 samples: modes" in said
+
+
 def test_what_cannot_be_measured_is_said_before_training(tmp_path):
     for options, sentence in (
         ({"run__evaluate_extractor": "inception"}, "needs its weights"),
