@@ -1,12 +1,14 @@
 """The doctor looks at whatever is there, and never fails."""
 
 import importlib
+import importlib.metadata
 import json
 import subprocess
 import sys
 import types
 
 import pytest
+import screen
 import torch
 
 from ddgan_fast import doctor
@@ -32,6 +34,13 @@ def test_prints_plain_text_where_there_is_no_terminal(capsys):
     out = capsys.readouterr().out
     assert torch.__version__ in out and "upfirdn2d" in out and "chosen" in out
     assert "\x1b" not in out and out.isascii()
+
+
+def test_in_a_terminal_nothing_is_taken_for_markup(monkeypatch):
+    shown = screen.put(monkeypatch, "stdout", columns=200)
+    monkeypatch.setattr(doctor, "_sklearn", lambda: [doctor.Row("x", False, "[demo] [/red]")])
+    assert main(["doctor"]) == 0
+    assert "[demo] [/red]" in shown.text() and "upfirdn2d" in shown.text()
 
 
 def test_json(capsys):
@@ -116,6 +125,46 @@ def test_dali(monkeypatch):
     assert row("dali").ok and row("dali").value.startswith("2.4.0")
 
 
+def test_dali_that_breaks_on_import(monkeypatch):
+    real = importlib.import_module
+
+    def broken(name, *rest):
+        if name == "nvidia.dali":
+            raise OSError("libdali.so: cannot open shared object file")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    words = "cannot be imported (OSError: libdali.so: cannot open shared object file); with it"
+    assert not row("dali").ok and row("dali").value.startswith(words)
+
+
+def test_missing_scikit_learn(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    (found,) = doctor._sklearn()
+    assert not found.ok and "pip install 'ddgan_fast[demo]'" in found.value
+
+
+def test_a_driver_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name, path=None: f"/bin/{name}")
+    said = "NVIDIA-SMI has failed because\n it could not talk to the driver. " + "x" * 300
+
+    def run(*command):
+        return subprocess.CompletedProcess(command, 9, said, "")
+
+    monkeypatch.setattr(doctor, "_run", run)
+    (found,) = doctor._driver()
+    assert not found.ok and len(found.value) < 250
+    assert "NVIDIA-SMI has failed because it could not talk to the driver. x" in found.value
+
+
+def test_no_nvcc(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name, path=None: None)
+    assert doctor._nvcc() == [doctor.Row("nvcc", False, "not found, and not needed")]
+
+
 def test_gpus_and_driver(monkeypatch):
     gpu = types.SimpleNamespace(name="H200", total_memory=139 << 30, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -141,11 +190,13 @@ def test_gpus_and_driver(monkeypatch):
         (None, "/bin/nvidia-smi", None, "there is a driver: install a CUDA build"),
         ("13.0", "/bin/nvidia-smi", "", "CUDA_VISIBLE_DEVICES hides all GPUs"),
         ("13.0", None, None, "torch finds no usable GPU: RuntimeError: Found no NVIDIA driver"),
+        ("13.0", None, "0", "torch finds no usable GPU"),
     ],
 )
 def test_why_there_is_no_cuda(monkeypatch, built_for, driver, hidden, words):
     def init():
-        raise RuntimeError("Found no NVIDIA driver on your system.")
+        if hidden is None:
+            raise RuntimeError("Found no NVIDIA driver on your system.")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", init)
@@ -162,6 +213,11 @@ def test_old_torch(monkeypatch):
     assert row("torch") == doctor.Row(
         "torch", False, "2.4.1+cpu is too old: 2.11 or newer is needed"
     )
+
+
+def test_a_torch_for_amd_is_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4", raising=False)
+    assert row("torch").value.endswith("ROCm 6.4")
 
 
 def test_survives_anything(monkeypatch):
@@ -183,6 +239,18 @@ def test_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "pip install torch" in done.stdout and "scikit-learn" in done.stdout
+
+
+def test_kernels_that_cannot_be_imported(monkeypatch, capsys):
+    import ddgan_fast.kernels
+
+    def broken():
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(ddgan_fast.kernels, "backend_report", broken)
+    assert doctor.kernel_lines() == ["  none could be imported"]
+    assert main(["doctor"]) == 0
+    assert "Kernels" not in capsys.readouterr().out
 
 
 def test_reasons_are_said_once():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ddgan_fast.cli import main
-from ddgan_fast.profiling import profiler
+from ddgan_fast.profiling import profiler, report
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,25 @@ def test_it_prints_tables_and_hints(tmp_path, monkeypatch, capsys):
         f"Wrote {tmp_path / 'new' / 'profile.json'}",
     ):
         assert words in printed, words
+
+
+def test_a_profile_of_a_gpu_also_shows_kernels_and_the_allocator(done, capsys):
+    found = json.loads((done / "mine.json").read_text())["profile"]
+    names = [f"kernel_{i}<float, {'x' * 90}>" for i in range(12)]
+    found["kernels"] = [
+        {"kernel": name, "ms": 1.25, "calls": 3.5, "us_each": 40.0 + i}
+        for i, name in enumerate(names)
+    ]
+    sizes = {"allocated_peak_bytes": 3 << 30, "reserved_peak_bytes": 4 << 30}
+    found["memory"]["allocator"] = {**sizes, "device_bytes": 139 << 30, "retries": 2}
+    report.show(found)
+    printed = capsys.readouterr().out
+    assert "Kernels (12 in all)" in printed
+    shown = [line.split() for line in printed.splitlines() if line.startswith("  kernel_")]
+    assert [line[-3:] for line in shown] == [["1.250", "3.5", f"{40 + i}.0"] for i in range(10)]
+    assert all(len(" ".join(line[:-3])) == 70 for line in shown)
+    memory = "3.00 GiB allocated, 4.00 GiB reserved at the peak, of 139.00 GiB; 2 retries."
+    assert f"CUDA's allocator: {memory}" in printed
 
 
 def test_profiles_can_be_compared(done, capsys):

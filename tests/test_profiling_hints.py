@@ -69,6 +69,7 @@ SPARE = {"memory": {"allocator": {"reserved_peak_bytes": 20, "device_bytes": 100
         (phases(data_wait=0.31), ["31% data wait", "31 ms", "prepare", "--data.workers above 2"]),
         (phases(host_gaps=0.31), ["31% host gaps", "--run.engine graph"]),
         (phases(host_gaps=0.31) | {"device": "cpu"}, ["31% host gaps", "--run.engine compile"]),
+        (phases(host_gaps=0.31) | {"engine": "compile+graph"}, ["31% host gaps", "at the trace"]),
         (phases(reduction=0.2), ["20% waiting for the reduction", "--run.reduction bf16"]),
         (phases(optimiser=0.2, EMA=0.1), ["30% optimiser and EMA", "larger than 32"]),
         (phases(unaccounted=0.1), ["10% of the step"]),

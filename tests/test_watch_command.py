@@ -12,6 +12,7 @@ import textwrap
 import time
 
 import pytest
+import screen
 from report_results import log_line, write_run
 
 from ddgan_fast import cli, live, run_log, run_status
@@ -58,6 +59,26 @@ def test_no_run_is_one_sentence(tmp_path, capsys, name, words):
     assert cli.main(["watch", str(tmp_path / name)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and words in err and name in err
+
+
+@pytest.mark.parametrize("every", ["0", "0.01", "4000", "nan"])
+def test_looks_are_neither_too_often_nor_too_rare(tmp_path, capsys, every):
+    run = write_run(tmp_path / "run", upto=20)
+    assert cli.main(["watch", str(run), "--every", every]) == 2
+    error = capsys.readouterr().err
+    assert f"--every is {every}: it must be from 0.05 to 3600 seconds." in error
+    assert error.count("\n") == 1
+
+
+def test_a_terminal_without_bars_gets_the_numbers(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", upto=100)
+    shown = screen.put(monkeypatch, "stdout")
+    shown.encoding = "ascii"
+    assert cli.main(["watch", str(run)]) == 0
+    text = shown.text()
+    assert text.isascii() and "lowest" in text and "training" in text
+    row = next(line for line in text.splitlines() if "D's loss, real" in line)
+    assert row.replace("|", " ").split()[-4:] == ["0.667", "0.697", "0.667", "0.697"]
 
 
 def test_a_line_in_the_making_waits_for_its_end(tmp_path):
@@ -188,6 +209,25 @@ def test_narrow_terminals_and_other_losses(tmp_path):
     bare = [{"step": 1, "G/loss": 0.5}]
     denoiser = run_status.Status(False, "finished", 1, 1, "", {}, bare)
     assert [row[0] for row in live.summary(denoiser)] == ["G's loss"]
+    assert "by t" not in drawn(denoiser)
+
+
+def drawn(status):
+    """The dashboard as text."""
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(live.dashboard(status, "runs/x", 80))
+    return console.export_text()
+
+
+def test_before_the_first_step_that_is_said(tmp_path):
+    run = write_run(tmp_path / "run", upto=10)
+    (run / LOG).write_text("")
+    (run / "faults.jsonl").unlink()
+    text = drawn(run_status.Watcher(run).look())
+    assert "digits in runs/x: starting" in text and "No step is logged yet." in text
+    assert "course" not in text
 
 
 def in_terminal(run, *options):
