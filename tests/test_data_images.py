@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddgan_fast.data.images import decode_image
+from ddgan_fast.data.images import Geometry, decode_image, prepare_pixels
+from ddgan_fast.data.sniff import is_plain
 
 
 def photo(height, width, channels=3, seed=0):
@@ -213,3 +214,20 @@ def test_decompression_bomb_is_refused():
 
 def test_elongated_image_is_refused():
     assert "60000x1, too elongated" in refusal(encode(Image.new("L", (60_000, 1))), size=256)
+
+
+def test_pixels_that_may_not_be_cropped_are_refused():
+    uncropped = Geometry("bilinear", "none")
+    with pytest.raises(ValueError, match=r"^0\.npy cannot be used as an image \(it is 9x8, not sq"):
+        prepare_pixels(photo(8, 9), "0.npy", 4, 3, uncropped)
+    assert prepare_pixels(photo(8, 8), "0.npy", 4, 3, uncropped).shape == (4, 4, 3)
+
+
+def test_fill_bytes_before_a_marker_are_passed_over():
+    data = encode(Image.fromarray(photo(16, 16)), "JPEG")
+    start = data.index(b"\xff\xc0")
+    filled = data[:start] + b"\xff\xff\xff" + data[start:]
+    assert is_plain(filled, 16, 3) and not is_plain(filled, 8, 3)
+    np.testing.assert_array_equal(
+        decode_image(filled, "x", 16, 3), decode_image(data, "x", 16, 3)
+    )

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from ddgan_fast.data import plan as module
 from ddgan_fast.data.plan import Plan, key, permutations, splitmix64
 
 MASK = (1 << 64) - 1
@@ -154,6 +155,18 @@ def test_next_epoch_is_prepared_in_the_background(monkeypatch):
     actual, _ = gather(plan, range(40))
     np.testing.assert_array_equal(actual, expected)
     assert len(plan._cache) == 2
+
+
+def test_an_order_that_could_not_be_made_is_made_the_next_time(monkeypatch):
+    def full(*arguments):
+        raise MemoryError("no room")
+
+    plan = Plan(64, 1, 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "permutations", full)
+        with pytest.raises(MemoryError, match="no room"):
+            plan.batch(0)
+    np.testing.assert_array_equal(plan.batch(0)[0], Plan(64, 1, 16).batch(0)[0])
 
 
 def test_threads_agree():

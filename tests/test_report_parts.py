@@ -20,8 +20,9 @@ def results(folder, rows, **about):
 
 
 def test_predictions_for_many_gpus_are_shown_as_such(tmp_path, capsys):
-    words = "--preset digits --step-ms 20 --per-gpu-batch 16 --gpus 64 --json".split()
-    assert cli.main(["bench", "scaling", *words, str(tmp_path / "scaling.json")]) == 0
+    words = ["--preset", "digits", "--step-ms", "20", "--per-gpu-batch", "16", "--gpus", "64"]
+    output = tmp_path / "scaling.json"
+    assert cli.main(["bench", "scaling", *words, "--json", str(output)]) == 0
     capsys.readouterr()
     found = sources.read_results(tmp_path)
     shown = str(ops.scaling(found))

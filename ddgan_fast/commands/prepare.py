@@ -111,5 +111,6 @@ def _info(out: str) -> int:
     try:
         print(f"Contact sheet: {contact_sheet(shards)}")
     except OSError as error:  # a read-only disk, say
-        print(f"No contact sheet: {error}")
+        reason = f"{error.strerror}." if error.strerror else error
+        print(f"No contact sheet: {reason}")
     return 0

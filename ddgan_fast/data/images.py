@@ -122,7 +122,8 @@ def prepare_pixels(
     Raises:
         ValueError: If they are no image of 1, 3 or 4 channels.
     """
-    if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape[2] not in MODES:
+    colours = pixels.ndim == 3 and pixels.dtype == np.uint8 and pixels.shape[2] in MODES
+    if not (colours and pixels.size):
         raise ValueError(
             f"{name} is no image: expected uint8 [H, W, 1, 3 or 4], got {pixels.dtype} "
             f"{list(pixels.shape)}: {_ADVICE}."

@@ -178,9 +178,9 @@ def _recall(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_yticks(places - height * (len(shown) - 1) / 2, [row.title for row in rows])
     axes.set_xlim(0, 1)
     if shown:
-        columns = len(shown)
         # Above the axes: inside it would lie on the longest bars.
-        axes.legend(frameon=False, fontsize=8, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1))
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": len(shown)}
+        axes.legend(frameon=False, fontsize=8, **above)
     else:
         nothing = "neither modes nor recall or coverage were measured"
         axes.text(0.5, 0.5, nothing, transform=axes.transAxes, ha="center", va="center", fontsize=9)

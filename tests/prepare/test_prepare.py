@@ -1,6 +1,7 @@
 """``prepare``: the same set from every way of making it, and what it refuses."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
@@ -50,6 +51,13 @@ def test_digest_sees_pixels_labels_and_channels(source, tmp_path):
     (source / "a").rename(source / "c")  # the same images, of another class, in another order
     seen.add(make(source, tmp_path / "4").manifest.digest)
     assert len(seen) == 5
+
+
+def test_a_set_is_not_continued_from_another_kind_of_source(source, tmp_path):
+    make(source, tmp_path / "out")
+    archive = shutil.make_archive(tmp_path / "images", "zip", source)
+    with pytest.raises(ValueError, match="the source was of kind folder, now zip"):
+        make(archive, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos", "box"])

@@ -158,6 +158,14 @@ def test_command(source, tmp_path, capsys):
         assert words in text
     with Image.open(out / "contact-sheet.png") as sheet:
         assert sheet.size == (5 * 49 + 1, 5 * 49 + 1)
+    (out / "contact-sheet.png").unlink()
+    (out / "contact-sheet.png").mkdir()  # as good as a folder that nothing can be written into
+    before = sorted(out.iterdir())
+    assert main(["prepare", "--info", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "23 of 8x8x3, pixels" in text and text.endswith("No contact sheet: Is a directory.\n")
+    assert sorted(out.iterdir()) == before
+    (out / "contact-sheet.png").rmdir()
     assert main(["prepare", "--verify", str(out)]) == 0
 
 

@@ -1,5 +1,7 @@
 """What is found when bytes of a prepared set are lost or change."""
 
+import errno
+import hashlib
 import json
 import os
 
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 from prepare_cases import EXPECTED, damaged, flip, make_set
 
+from ddgan_fast.data import shards as module
+from ddgan_fast.data import shards_check
 from ddgan_fast.data.shards import is_shards, open_shards
 from ddgan_fast.data.shards_check import verify
 
@@ -79,6 +83,39 @@ def test_damaged_labels(out):
     (out / "labels.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"labels\.npy is missing"):
         open_shards(out)
+
+
+def change_manifest(out, **changes):
+    path = out / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **changes}))
+
+
+def test_labels_of_another_length(out):
+    np.save(out / "labels.npy", np.zeros(12, np.int64))
+    digest = hashlib.sha256((out / "labels.npy").read_bytes()).hexdigest()
+    change_manifest(out, files={"labels.npy": digest})
+    with pytest.raises(ValueError, match=r"labels\.npy holds int64 \[12\]: copy it again"):
+        open_shards(out)
+
+
+def test_classes_without_names_are_counted(out):
+    change_manifest(out, classes=[])
+    shards = open_shards(out)
+    assert shards.class_names == () and shards.describe().endswith("11 images 8x8x3, 2 classes")
+
+
+def test_a_disk_that_fails_is_named_with_the_image(out, monkeypatch):
+    def broken(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module, "preadv", broken)
+    words = r"train-00001\.tar, image 000000005 cannot be read \(Input/output error\)"
+    with pytest.raises(OSError, match=words):
+        open_shards(out).fetch(np.array([5]))
+    monkeypatch.setattr(shards_check, "open", broken, raising=False)
+    assert verify(out) == [
+        f"{out}/train-{k:05}.tar cannot be read (Input/output error)." for k in range(3)
+    ]
 
 
 def test_faults_while_reading(out):

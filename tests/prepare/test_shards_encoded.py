@@ -1,6 +1,7 @@
 """Encoded sets: files that fit stay as they are, all others keep their pixels."""
 
 import io
+import json
 import os
 import struct
 import tarfile
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from prepare_cases import damaged, flip, make_set, pixels
 
+from ddgan_fast.data.images import decode_image
 from ddgan_fast.data.shards import open_shards
 from ddgan_fast.data.shards_check import verify
 
@@ -128,3 +130,27 @@ def test_encoded_fetch_names_what_cannot_be_decoded(mixed, tmp_path):
     damaged(out / "train-00000.tar", flip(offset + 70))
     with pytest.raises(ValueError, match=r"train-00000\.tar, image 000000000 cannot be used as an"):
         open_shards(out).fetch(np.array([0]))
+
+
+def test_a_file_whose_metadata_are_damaged_is_kept_as_pixels(tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(pixels(1)).save(folder / "0.jpg", quality=90)
+    plain = (folder / "0.jpg").read_bytes()
+
+    def broken(self):
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    shards = open_shards(make_set(folder, tmp_path / "out", encoded=True))
+    assert shards.read(0).startswith(b"\x89PNG")
+    np.testing.assert_array_equal(shards.fetch(np.array([0]))[0], decode_image(plain, "x", 8, 3))
+
+
+def test_a_manifest_without_its_index(mixed, tmp_path):
+    out = make_set(mixed, tmp_path / "out", encoded=True)
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    del manifest["files"]["index.npy"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json names no index\.npy: copy it again"):
+        open_shards(out)

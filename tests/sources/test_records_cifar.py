@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from makers import cifar_binaries, cifar_pickles, pictures, tar_bytes, write_files
 
+from ddgan_fast.data import records_cifar
 from ddgan_fast.data.open import open_records
 from ddgan_fast.data.records_cifar import open_cifar10
 
@@ -158,3 +159,20 @@ def test_archive_members_lead_nowhere(tmp_path):
     path.write_bytes(gzip.compress(stream.getvalue()))
     np.testing.assert_array_equal(open_records(path).pixels(), IMAGES[:20])
     assert [place.name for place in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_split_that_there_is_not(tmp_path, files):
+    folder = write_files(tmp_path, files.items())
+    with pytest.raises(ValueError, match=r'data\.split is "test"; allowed are train, valid'):
+        open_cifar10(folder, "test")
+
+
+def test_files_too_large_are_not_read(tmp_path, files, monkeypatch):
+    size = max(map(len, files.values()))
+    folder = write_files(tmp_path / "unpacked", files.items())
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(gzip.compress(tar_bytes(files.items())))
+    monkeypatch.setattr(records_cifar, "_LARGEST_FILE", size - 1)
+    for path in (folder, archive):
+        with pytest.raises(ValueError, match=rf"{path}.*batch.* has {size:,} bytes, too many"):
+            open_cifar10(path)

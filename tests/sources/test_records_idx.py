@@ -148,6 +148,10 @@ def test_mistakes(tmp_path):
         open_records(folder, split="validation")
     with pytest.raises(ValueError, match=r'data\.split is "test"; allowed are'):
         open_records(folder, split="test")
+    write_idx(folder, DIGITS[:, :16, :16], LABELS, "t10k")
+    write_idx(folder, DIGITS, LABELS)
+    with pytest.raises(ValueError, match="its parts hold images of several sizes; load one split"):
+        open_records(folder, split="both")
     two = tmp_path / "b"
     for name in ("emnist-digits-train", "emnist-letters-train"):
         write_idx(two, DIGITS, LABELS, name)

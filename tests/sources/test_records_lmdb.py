@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from makers import pictures, png, write_lmdb
 
-from ddgan_fast.data import records_lmdb
+from ddgan_fast.data import lmdb_files, records_lmdb
 from ddgan_fast.data.open import open_records
 from ddgan_fast.data.records import decode
 from ddgan_fast.data.records_lmdb import LmdbRecords
@@ -219,6 +219,20 @@ def test_keys_are_read_once(tmp_path, monkeypatch, cache_home):
     write_lmdb(path, raw(IMAGES[::-1][:19]))
     np.testing.assert_array_equal(decoded(LmdbRecords(path)), IMAGES[::-1][:19])
     assert scans == [path, path]
+
+
+def test_keys_of_an_open_database_and_one_that_is_gone(tmp_path, monkeypatch):
+    path = write_lmdb(tmp_path / "train.lmdb", raw(IMAGES))
+    LmdbRecords(path).read(0)
+    status = lmdb_files.status_of(path)
+    opened = lmdb_files._open
+    monkeypatch.setattr(lmdb_files, "_open", None)  # lmdb opens no file twice
+    assert sorted(lmdb_files.keys_of(path, status), key=int) == [
+        str(i).encode() for i in range(len(IMAGES))
+    ]
+    monkeypatch.setattr(lmdb_files, "_open", opened)
+    with pytest.raises(OSError, match="record 99: gone since the database was opened; start aga"):
+        lmdb_files.value_of(path, status, b"99", "record 99")
 
 
 def test_large_sets_are_judged_by_a_sample(tmp_path, monkeypatch):

@@ -235,3 +235,31 @@ def test_tar_that_is_cut_while_it_is_read(tmp_path):
     os.truncate(path, 9000)
     with pytest.raises(OSError, match=r"a\.tar has changed since its index was read"):
         records.read(5)
+
+
+def test_a_member_with_holes_is_refused(tmp_path):
+    """As GNU tar writes it with --sparse: a map of what is no hole before the content."""
+    info = tarfile.TarInfo("GNUSparseFile.0/0.png")
+    info.size = 1024
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0",
+                        "GNU.sparse.name": "0.png", "GNU.sparse.realsize": "4096"}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(b"1\n0\n512\n".ljust(512, b"\0") + bytes(512)))
+    with pytest.raises(ValueError, match=r"member 0\.png is stored with holes: make the tar"):
+        TarRecords(tmp_path / "a.tar")
+
+
+def test_members_too_large_for_an_image_are_not_read(tmp_path, monkeypatch):
+    records = TarRecords(one_tar(tmp_path, [("0.png", FILES[0]), ("1.png", FILES[1] + b"x")]))
+    monkeypatch.setattr(records_tar, "LARGEST_RECORD", len(FILES[0]))
+    assert records.read(0) == FILES[0]
+    size, most = len(FILES[1]) + 1, len(FILES[0])
+    with pytest.raises(ValueError, match=rf"1\.png holds {size:,} bytes, more than the {most:,} "):
+        records.read(1)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3), (8, 0, 3), (0, 0)])
+def test_arrays_without_pixels(tmp_path, shape):
+    records = TarRecords(one_tar(tmp_path, [("0.npy", npy(np.zeros(shape, np.uint8)))]))
+    with pytest.raises(ValueError, match=r"member 0\.npy is no image.*out of the data"):
+        decode(records, 0, 32, 3)

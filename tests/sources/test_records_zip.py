@@ -168,3 +168,20 @@ def test_forked_readers_do_not_mix(tmp_path):
     assert [queue.get(timeout=60) for _ in workers] == [True] * 3
     for worker in workers:
         worker.join()
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [(0, "does not begin where the archive says"), (30 + 21, "cannot be unpacked")],
+    ids=["header", "content"],
+)
+def test_members_that_are_not_where_or_what_they_should_be(tmp_path, place, sentence):
+    path = zip_of(tmp_path / "a.zip", IMAGES[:2], zipfile.ZIP_DEFLATED)
+    data = bytearray(path.read_bytes())
+    assert len("00000/img00000000.png") == 21
+    data[place] = 0xFF  # no such kind of block in what is packed
+    path.write_bytes(data)
+    records = ZipRecords(path)
+    with pytest.raises(ValueError, match=rf"img00000000\.png {sentence}.*damaged"):
+        records.read(0)
+    np.testing.assert_array_equal(decode(records, 1, 32, 3), IMAGES[1])
