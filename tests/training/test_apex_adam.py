@@ -167,6 +167,10 @@ def test_an_extension_that_does_not_load(packages):
 def test_broken(packages):
     packages(apex() | {"apex/__init__.py": "raise OSError('libcudart.so.12 is missing')"})
     assert "libcudart.so.12 is missing" in refusal()
+    broken = {"apex/optimizers/__init__.py": "raise OSError('libcublas.so.12 is missing')"}
+    packages(apex() | broken)
+    found = refusal()
+    assert "apex.optimizers cannot be imported" in found and "libcublas.so.12 is missing" in found
 
 
 def test_on_a_cpu(packages):

@@ -214,6 +214,19 @@ def test_without_a_key_nothing_is_asked(tmp_path, fake, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monitor(tmp_path).close()
     assert module.begun[1]["mode"] == "disabled" and capsys.readouterr().out == ""
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "a key that W&B need not be asked for")
+    monitor(tmp_path).close()
+    assert module.begun[2]["mode"] is None and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("key", "mode"), [("known", None), (None, "offline")])
+def test_an_older_wandb_tells_its_key_otherwise(tmp_path, fake, monkeypatch, key, mode):
+    module = fake()
+    monkeypatch.setattr(module, "login", lambda: True)  # asks, as it knows no other way
+    module.api = types.SimpleNamespace(api_key=key)
+    monitor(tmp_path, console=False).close()
+    assert module.begun[0]["mode"] == mode
 
 
 def test_without_the_package_a_sentence_and_on(tmp_path, monkeypatch, capsys):

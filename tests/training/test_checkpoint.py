@@ -275,6 +275,14 @@ def test_a_real_write_error_of_the_system(tmp_path):
     assert names(tmp_path) == ["state-000000001.pt"]
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError) as caught:
+        save_state(tmp_path / "file" / "run", 1, payload(1), keep=3)
+    said = str(caught.value)
+    assert "(Not a directory)" in said and "an unknown number are free" in said
+
+
 def test_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt

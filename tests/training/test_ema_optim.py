@@ -332,6 +332,21 @@ def test_loading_fills_what_exists_in_place():
     assert all(not t.any() for state in before.values() for t in state.values())
 
 
+def test_an_unknown_optimiser_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"optim\.backend is 'lion': choose one of .*\"apex\""):
+        make_adam(parameters(torch.float32), 1e-3, (0.5, 0.9), 1e-8, "lion")
+
+
+def test_a_state_from_before_the_first_step_leaves_a_new_optimiser_new():
+    values = parameters(torch.float32)
+    one, other = (make_adam(values, 1e-3, (0.5, 0.9), 1e-8, "foreach") for _ in range(2))
+    saved = {"state": {}, "param_groups": one.state_dict()["param_groups"]}
+    load_adam_state(other, saved)
+    assert not other.state
+    steps(other, values, RATES)
+    assert {float(state["step"]) for state in other.state.values()} == {len(RATES)}
+
+
 def test_the_state_of_another_network_is_refused():
     values = parameters(torch.float32)
     small = make_adam(values[:2], 1e-3, (0.5, 0.9), 1e-8)

@@ -298,6 +298,38 @@ def test_auto_takes_the_fastest_that_works(tmp_path, monkeypatch, graph_ms, chos
     assert largest_difference(engine, other) == 0.0
 
 
+@pytest.mark.parametrize(("steps_left", "compiles"), [(10, False), (10**9, True)])
+def test_where_nothing_works_training_is_eager(tmp_path, monkeypatch, steps_left, compiles):
+    engine, batches = engine_and_batches(tmp_path, 1)
+    tried, told = [], []
+
+    def failing(engine, mode, batch, timed):
+        tried.append(mode)
+        return choosing._Trial(mode, f"OutOfMemoryError: no room for {mode}")
+
+    monkeypatch.setattr(choosing, "_try", failing)
+    choosing._choose(engine, batches[0], steps_left, told.append)
+    assert tried == ["eager", "graph", *(["compile", "compile+graph"] if compiles else [])]
+    assert engine.mode == "eager"
+    assert told == ["Engine: eager, untimed, because of OutOfMemoryError: no room for eager."]
+
+
+def test_timing_takes_steps_of_the_kind_and_is_their_median(tmp_path, monkeypatch):
+    engine, batches = engine_and_batches(tmp_path, 1)
+    now, taken = 0.0, []
+    lengths = iter([9.0, 9.0, 0.003, 0.001, 5.0, 0.002, 0.004, *[0.003] * 20])
+
+    def step(images, flip, kind):
+        nonlocal now
+        taken.append(kind)
+        now += next(lengths)
+
+    monkeypatch.setattr(engine, "run_step", step)
+    monkeypatch.setattr(choosing.time, "perf_counter", lambda: now)
+    assert choosing._milliseconds(engine, batches[0], True) == pytest.approx(3.0)
+    assert taken == [True] * (choosing._TIMED_STEPS + 2), "two before the clock counts"
+
+
 def test_graphs_without_a_gpu_are_refused(tmp_path):
     cfg = tiny(tmp_path / "run", run__engine="compile+graph")
     with pytest.raises(ValueError, match="CUDA graphs need a GPU and this run is on cpu"):

@@ -120,6 +120,9 @@ def test_finite_losses_have_no_timestep():
     finite = FiniteGuard("cpu", max_skipped=2)
     skip(finite, 5)
     assert "(loss nan, at an unknown timestep)" in finite.at_tick()
+    finite = FiniteGuard("cpu", max_skipped=2)
+    skip(finite, 5, "G", torch.tensor([1.0, math.inf]))
+    assert "(loss inf, at an unknown timestep)" in finite.at_tick()
 
 
 def test_too_many_skipped_steps_raise_with_what_to_do():

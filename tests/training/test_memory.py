@@ -206,6 +206,18 @@ def test_what_is_said(tmp_path, limit):
         fit_micro_batch(engine)
 
 
+def test_what_else_goes_wrong_is_not_taken_for_want_of_memory(tmp_path, limit, monkeypatch):
+    engine = engine_of(tiny(tmp_path, run__micro_batch="auto"))
+    limit(2)
+
+    def broken(*arguments):
+        raise RuntimeError("the estimate is broken")
+
+    monkeypatch.setattr(memory, "estimate_memory", broken)
+    with pytest.raises(RuntimeError, match="the estimate is broken"):
+        fit_micro_batch(engine)
+
+
 class Peer(Ranks):
     """Rank 0 of two, whose peer found another size."""
 

@@ -42,6 +42,10 @@ def test_means_weights_and_reset():
     assert stats.read() == {"a": 7.0}
 
 
+def test_where_nothing_was_added_there_is_nothing_to_read():
+    assert DeviceStats("cpu").read() == {}
+
+
 def test_means_per_timestep():
     stats = DeviceStats("cpu")
     stats.add("D", torch.tensor([1.0, 10.0, math.nan]), weight=torch.tensor([3, 1, 0]))

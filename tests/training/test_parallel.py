@@ -1,12 +1,14 @@
 """What ranks exchange: gradients in two precisions, votes, and whether they were started alike."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from forked_ranks import ForkedRanks
 
-from ddgan_fast.training.parallel import transport
+from ddgan_fast.training.parallel import Ranks, choose_device, transport
+from ddgan_fast.training.watchdog import Watchdog
 
 CHECKS = Path(__file__).with_name("rank_checks.py")
 
@@ -71,3 +73,27 @@ def test_ranks_that_were_started_differently_are_told_apart(two_ranks):
 def test_ranks_that_share_a_gpu_use_gloo(monkeypatch, device, name, local, expected):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     assert transport(torch.device(device), name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "local", "chosen"),
+    [(None, 1, "cuda:1"), ("cuda", 1, "cuda:1"), ("cuda:0", 1, "cuda:0"), ("cpu", 1, "cpu")],
+)
+def test_every_rank_has_a_gpu_of_its_own_unless_one_is_named(monkeypatch, name, local, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device(name, local) == torch.device(chosen)
+    with pytest.raises(ValueError, match="device cuda:2 is asked for, but there are 2 GPUs: start"):
+        choose_device(None, 2)
+
+
+def test_nccl_is_told_with_what_was_set_for_it(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 3))
+    for name in [name for name in os.environ if name.startswith(("NCCL_", "TORCH_NCCL_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    ranks = Ranks(0, 2, torch.device("cuda"), reduction="bf16", watchdog=Watchdog(timeout_s=90))
+    assert ranks.describe() == (
+        "Gradients are exchanged by NCCL 2.27.3 in bf16, time-out 90 s, NCCL_SOCKET_IFNAME=ib0."
+    )

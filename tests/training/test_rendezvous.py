@@ -1,11 +1,12 @@
 """Ranks meet although the store remembers those of an earlier attempt."""
 
+import socket
 import threading
 
 import pytest
 import torch.distributed as dist
 
-from ddgan_fast.training.rendezvous import meet
+from ddgan_fast.training.rendezvous import connect, meet
 
 
 def meet_all(store, world, timeout_s=30.0):
@@ -48,3 +49,15 @@ def test_rank_that_does_not_come_is_named_though_it_came_before():
 def test_first_rank_that_is_not_there():
     with pytest.raises(RuntimeError, match=r"rank 0 did not answer rank 1 within 0\.3 s"):
         meet(dist.HashStore(), 1, 2, 0.3)
+
+
+def test_a_store_that_is_not_there_is_one_sentence(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    with pytest.raises(RuntimeError) as caught:
+        connect(0.3)
+    said = str(caught.value)
+    assert f"store at 127.0.0.1:{port} does not answer within 0.3 s (run.timeout_s): " in said
+    assert "\n" not in said

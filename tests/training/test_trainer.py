@@ -15,7 +15,7 @@ from tiny_runs import final_state, tensors_of, tiny
 from ddgan_fast.config import Config, save_yaml, to_dict
 from ddgan_fast.training import checkpoint, run_state, trainer, writer
 from ddgan_fast.training.checkpoint import CheckpointError
-from ddgan_fast.training.engine import Engine
+from ddgan_fast.training.engine import Engine, micro_count
 from ddgan_fast.training.guard import NonFiniteError
 from ddgan_fast.training.steps import TrainStep
 
@@ -163,6 +163,17 @@ def test_damaged_newest_state_is_reported_and_the_one_before_is_used(tmp_path, c
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_run_of_which_no_state_is_whole_does_not_begin_anew(tmp_path):
+    cfg = tiny(tmp_path)
+    train(cfg)
+    for path in tmp_path.glob("state-*.pt"):
+        path.write_bytes(b"")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=r"none of the 3 training states .* can be read"):
+        train(cfg)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
 def test_full_disk_loses_nothing_and_training_goes_on(tmp_path, capsys, monkeypatch):
     cfg = tiny(tmp_path / "run", run__sample_every=0)
     save = writer.save_state
@@ -277,6 +288,9 @@ def test_device_that_is_not_there(tmp_path):
 def test_micro_batch_that_does_not_divide(tmp_path):
     with pytest.raises(ValueError, match=r"run\.micro_batch is 3: it must divide"):
         train(tiny(tmp_path / "run", run__micro_batch=3))
+    assert micro_count(8, 4) == 2
+    with pytest.raises(ValueError, match="each rank has 8 images per step: choose a divisor of it"):
+        micro_count(8, 3)
 
 
 def test_bf16_and_contiguous_runs_work(tmp_path):

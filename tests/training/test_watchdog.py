@@ -84,6 +84,17 @@ def test_silent_rank_is_named(two, ended):
     assert 'was last in phase "G step" at step 5' in ended[0]
 
 
+def test_rank_that_never_came_is_named(two, ended):
+    two[0].start()
+    two[0].enter("data", 0)
+    wait_until(lambda: ended)
+    assert "rank 1 has never been heard of" in ended[0]
+
+
+def test_alone_nobody_is_known_by_name():
+    assert Watchdog().who_is_missing() == "another rank has ended"
+
+
 def test_rank_that_compiles_is_waited_for_until_it_hangs(two, ended):
     for one in two:
         one._silent_s = 30.0  # a busy machine may hold a thread up
