@@ -192,6 +192,11 @@ def test_points_have_no_published_format():
         convert.discriminator_names(cfg)
 
 
+def test_classes_have_no_published_format():
+    with pytest.raises(ValueError, match="is 10: the published format has no place for classes"):
+        convert.generator_names(tiny(num_classes=10))
+
+
 # Files
 
 

@@ -46,6 +46,9 @@ def test_program_is_named_as_the_shell_finds_it(
     assert demo._program() == "ddgan-fast"
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert demo._program() == str(program)
+    monkeypatch.setattr(sys, "argv", ["/src/ddgan_fast/__main__.py"])
+    monkeypatch.setattr(sys, "executable", "/my python/bin/python3")
+    assert demo._program() == "'/my python/bin/python3' -m ddgan_fast"
 
 
 @pytest.mark.slow

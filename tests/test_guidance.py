@@ -242,6 +242,11 @@ def test_what_cannot_be_guided_is_refused(cfg, guidance, sentence):
         bind(cfg, guidance, CPU)
 
 
+def test_a_model_without_classes_needs_no_guidance():
+    assert bind(image_config(), None, CPU) is None
+    assert bind(image_config(), Guidance(), CPU) is None
+
+
 def test_a_class_fills_a_column():
     assert [grid_columns(100, k) for k in (0, 1, 3, 10, 25, 100, 101)] == [
         None,

@@ -273,6 +273,11 @@ def test_an_unconditional_generator_without_an_average(tmp_path, changed):
     assert_same(back["optimizerG"]["state"], published)
 
 
+def test_a_parameter_without_moments_begins_as_in_torch(tmp_path, changed):
+    state = load_state(import_run(changed(drop("optimizerG", "state", 3)), tmp_path / "run").path)
+    assert 3 not in (found := state["optimizers"]["generator"]["state"]) and {0, 4} <= set(found)
+
+
 def test_counts_of_older_versions_of_torch(tmp_path, changed):
     def change(content):
         for entry in content["optimizerD"]["state"].values():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ddgan_fast.run_log import read_records, seconds_trained
+from ddgan_fast.run_log import Follower, read_records, seconds_trained
 
 
 def test_seconds_of_training_are_those_up_to_the_step(tmp_path):
@@ -17,3 +17,12 @@ def test_seconds_of_training_are_those_up_to_the_step(tmp_path):
     assert seconds_trained(records, 30) == pytest.approx(7.0)
     assert seconds_trained(records) == pytest.approx(97.0)
     assert seconds_trained(read_records(tmp_path / "none"), 30) is None
+
+
+def test_a_log_that_is_not_there_yet_has_nothing_new(tmp_path):
+    follower = Follower(tmp_path / "log.jsonl")
+    assert not follower.look() and follower.records == []
+    follower.path.write_text('{"step": 10}\n')
+    assert follower.look()
+    follower.path.unlink()
+    assert not follower.look() and follower.records == [{"step": 10}]

@@ -12,7 +12,13 @@ from ddgan_fast.config import Config, ModelConfig, OptimConfig, load_config, sav
 from ddgan_fast.export import save_generator
 from ddgan_fast.kernels import philox
 from ddgan_fast.models import build_generator
-from ddgan_fast.sampling import LoadedGenerator, generate, guess_batch, load_generator
+from ddgan_fast.sampling import (
+    LoadedGenerator,
+    generate,
+    guess_batch,
+    load_generator,
+    read_checkpoint,
+)
 from ddgan_fast.training.checkpoint import CheckpointError, save_ema, save_state
 
 GOLDEN = Path(__file__).parent / "data/golden/checkpoint_ref"
@@ -218,6 +224,8 @@ def test_files_that_are_no_checkpoints(run_dir, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         load_generator(tmp_path / "evil.pth")
     assert not Path("evil-was-here").exists()
+    with pytest.raises(ValueError, match=r"text\.pth is neither ema-\*\.safetensors nor state-\*"):
+        read_checkpoint(text)
     for name in ("ema-000000020.safetensors", "state-000000020.pt"):
         data = (run_dir / name).read_bytes()
         (run_dir / name).write_bytes(data[: len(data) // 2])

@@ -158,6 +158,7 @@ REFUSED = {
     "gaussians25": [
         ({"model.num_channels": 3}, "model.num_channels is 3: it must be 2, because a point has"),
         ({"model.hidden": 0}, "model.hidden is 0: it must be at least 1."),
+        ({"run.recompute": [4]}, "is 4: points have no resolution, so leave it empty"),
         ({"model.hidden_layers": 0}, "model.hidden_layers is 0: it must be at least 1."),
         ({"model.point_features": -1}, "model.point_features is -1: it must be at least 0."),
         ({"model.tanh": True}, "model.tanh is true: it must be false for gaussians25"),

@@ -26,6 +26,7 @@ if "--version" in sys.argv:
     print("Cuda compilation tools, release 13.0, V13.0.88")
     sys.exit()
 time.sleep(0.05)
+print("ptxas info")
 if os.path.exists({fail!r}) and "-c" in sys.argv:
     print("x.cu(3): error: no such thing")
     sys.exit(2)
@@ -62,8 +63,9 @@ def calls(tools):
     return [line for line in lines if line.startswith("call") and "--version" not in line]
 
 
-def test_builds_once_and_then_finds_it(tools):
-    library = _build.build()
+def test_builds_once_and_then_finds_it(tools, capsys):
+    library = _build.build(verbose=True)
+    assert "ptxas info" in capsys.readouterr().err
     assert library.read_text() == "made"
     assert len(calls(tools)) == 4, "two CUDA sources, one C++ source, one link"
     assert _build.build() == library
@@ -160,6 +162,20 @@ def test_without_nvcc(tools):
     with pytest.raises(_build.BuildError, match="no nvcc"):
         _build.build()
     assert _build.build(host_only=True).is_file()
+
+
+def test_without_a_compiler_for_the_host(tools):
+    (tools / "bin/c++").unlink()
+    assert _build.why_not().startswith("no C++ compiler")
+    with pytest.raises(_build.BuildError, match=r"no C\+\+ compiler on the path"):
+        _build.build(host_only=True)
+
+
+def test_an_nvcc_that_tells_no_version(tools):
+    (tools / "bin/nvcc").write_text("#!/bin/sh\necho hello\n")
+    with pytest.raises(_build.BuildError, match="bin/nvcc does not tell its version"):
+        _build.build()
+    assert _build.built() is None, "looking for a library never raises"
 
 
 def test_forbidden(tools, monkeypatch):

@@ -117,6 +117,16 @@ def test_equals_the_op(layout):
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("orders", [("nchw", "channels_last"), ("channels_last", "nchw")])
+def test_a_sample_has_the_memory_order_of_the_one_before(orders):
+    x0, x_next = (laid_out(randn(*SIZE, seed=s), order) for s, order in enumerate(orders))
+    arguments = (x0, x_next, T, TABLES[:, :3].contiguous(), x0.sin(), None, None)
+    _, (got,) = traced("sample_posterior", arguments)
+    want = op("sample_posterior")(*arguments)
+    assert got.stride() == want.stride() == x_next.stride()
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_rounds_as_well_as_the_op(dtype):
     for name, arguments in list(cases("channels_last"))[::4]:
@@ -167,12 +177,15 @@ def test_what_stays_whole():
     """Drawn numbers, which must not depend on the compiler's rounding, and filters too long."""
     seed = torch.tensor([123456789012345])
     x, v = randn(*SIZE).float(), randn(*SIZE, seed=1).float()
-    long = torch.rand(12, generator=torch.Generator().manual_seed(0))
+    longer = torch.rand(17, generator=torch.Generator().manual_seed(0))
+    long = longer[:12]
     for name, arguments in (
         ("sample_posterior", (x, v, T, TABLES[:, :3].contiguous(), None, seed, None)),
         ("q_sample_pair", (IMAGES, T, TABLES, FLIP, None, None, seed, None)),
         ("upfirdn2d", (x, long, [1, 1], [1, 1], [6, 5, 5, 6], False, 1.0)),
         ("bias_leaky_relu_down", (x, None, long, 0.2)),
+        ("bias_leaky_relu_down_tangent", (v, x, None, long, 0.2)),
+        ("bias_leaky_relu_down_grad", (small("nchw").float(), x, None, longer, 0.2)),
     ):
         calls, got = traced(name, arguments)
         assert calls == {f"ddgan_fast.{name}"}

@@ -146,6 +146,7 @@ def test_published_groups(n):
     assert got.shape == (n, 4, 4, 5)
     assert torch.equal(got[:, :3], h)
     torch.testing.assert_close(got[:, 3:], stddev_channel(h), rtol=0, atol=1e-14)
+    assert minibatch_stddev(h[:0]).shape == (0, 4, 4, 5)
     if n == 1:
         torch.testing.assert_close(got[:, 3], torch.full_like(got[:, 3], 1e-4))
 
