@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sys
 import time
 from contextlib import contextmanager
 
@@ -112,9 +113,34 @@ def test_without_photographs_there_are_those_of_scikit_learn(monkeypatch, tmp_pa
     assert found.std() > 10 and "scikit-learn" in origin
 
 
-def test_values_that_cannot_be_are_refused(capsys):
-    assert main(["bench", "loader", "--count", "0"]) == 2
-    assert "--count is 0: it must be at least 1." in capsys.readouterr().err
+def test_photographs_that_were_fetched_come_first(monkeypatch, tmp_path, folder):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "ddgan_fast").mkdir()
+    folder.rename(tmp_path / "ddgan_fast" / "photographs")
+    found, origin = photographs.patches(1, 32)
+    assert origin == "photographs of Debian's mate-backgrounds"
+    np.testing.assert_array_equal(found[0], pictures(2, 80)[0][:32, :32])
+
+
+def test_without_any_photograph_that_is_said(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no photographs"):
+        photographs.patches(1, 32, tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(RuntimeError, match=r"no photographs here: run tools/photographs\.sh"):
+        photographs.patches(1, 32)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--count", "0"], "--count is 0: it must be at least 1."),
+        (["--json", "nowhere/x.json"], "--json: there is no folder nowhere."),
+    ],
+)
+def test_values_that_cannot_be_are_refused(capsys, words, sentence):
+    assert main(["bench", "loader", *words]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_the_part_of_the_gpu_suite(tmp_path, folder):

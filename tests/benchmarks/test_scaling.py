@@ -127,6 +127,7 @@ def test_measured_rows_are_read(tmp_path, capsys):
         (["--step-ms", "1", "--per-gpu-batch", "3", "--gpus", "-8"], "--gpus"),
         (["--step-ms", "1", "--per-gpu-batch", "3", "--overlap", "2"], "from 0 to 1"),
         (["--step-ms", "x", "--per-gpu-batch", "3"], "--step-ms"),
+        (["--step-ms", "1", "--json", "nowhere/x.json"], "--json: there is no folder nowhere"),
         (["--from", "{file}"], "not a file of bench results"),
     ],
 )

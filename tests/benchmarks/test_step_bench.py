@@ -315,13 +315,16 @@ def test_nothing_is_called_before_the_providers_agree():
     assert not clock.calls
 
 
-def test_our_precision_and_engine_can_be_chosen(tiny, tmp_path):
+def test_our_precision_and_engine_can_be_chosen(tiny, tmp_path, monkeypatch):
     common = ["--preset", str(tiny), "--batch", "4", "--device", "cpu", "--steps", "1"]
     out = tmp_path / "rows.json"
-    options = ["--precision", "bf16", "--warmup", "0", "--json", str(out)]
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    options = ["--precision", "bf16", "--warmup", "0", "--json", str(out), "--threads", "2"]
     assert cli.main(["step", *common, *options, "--baseline", "reference"]) == 0
     ours, recipe, _ = json.loads(out.read_text())["rows"]
     assert (ours["dtype"], ours["engine"], recipe["dtype"]) == ("bf16", "eager", "fp32")
+    assert asked == [2, torch.get_num_threads()], "and afterwards as before"
     assert cli.main(["sample", *common, *options]) == 0
     assert json.loads(out.read_text())["rows"][0]["dtype"] == "bf16"
     for case in ("step", "sample"):
@@ -341,3 +344,17 @@ def test_the_recipe_computes_the_same_with_our_filter():
     for published, ours in zip(found[:2], found[3:5], strict=True):
         torch.testing.assert_close(published, ours)
     assert found[2] == found[5]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("step --preset gaussians25 --baseline reference", "for images, and gaussians25 is for"),
+        ("step --preset digits_ddpm --baseline reference", "and digits_ddpm is a ddpm"),
+        ("step --preset digits --precision fp64", "'fp64', which is for tests: time fp32 or bf16"),
+        ("sample --preset digits --precision fp64", "--precision is 'fp64': choose one of"),
+    ],
+)
+def test_what_would_tell_nothing_is_refused(words, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cli.main([*words.split(), "--device", "cpu", "--steps", "1"])

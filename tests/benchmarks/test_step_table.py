@@ -48,6 +48,15 @@ def test_the_fastest_of_ours_meets_the_recipe_of_its_own_run(tmp_path):
     assert recipe == "64 img/s, 20.0 GiB" and strict == "25 img/s"
 
 
+def test_what_is_not_known_is_a_dash_and_a_recipe_alone_is_no_row(tmp_path):
+    suite(tmp_path, "a.json", [
+        row("step", "eager, torch", 200, tflop_s=None, peak_gib=None),
+        row("step", "recipe", 640, batch=64, dtype="tf32"),
+    ])
+    (found,) = cells(step_table.steps(step_table.gpu_rows(tmp_path)))
+    assert found[2] == "32" and found[6:] == ["-"] * 5
+
+
 def test_newer_results_replace_older_ones_and_toys_do_not_count(tmp_path):
     suite(tmp_path, "z.json", [row("step", "eager, torch", 300)], began="2030-01-01")
     suite(tmp_path, "a.json", [row("step", "eager, torch", 200)], began="2030-01-02")

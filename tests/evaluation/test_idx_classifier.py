@@ -90,6 +90,14 @@ def test_a_tenth_is_held_out_without_a_test_split(tmp_path):
     assert train_classifier(file, epochs=1).about.tested_on == "50 images, held out"
 
 
+def test_splits_of_different_sizes_are_refused(tmp_path):
+    folder = write_set(tmp_path, n=20, n_test=0, classes=2)
+    labels = np.arange(10) % 2
+    write_split(folder, "t10k", pictures(labels, 16), labels)
+    with pytest.raises(ValueError, match="its training and test images differ in size"):
+        train_classifier(folder, epochs=1)
+
+
 def test_published_sides_are_padded(tmp_path):
     folder = write_set(tmp_path, n=100, n_test=20, classes=2, side=28)
     assert train_classifier(folder, epochs=1).about.size == 32

@@ -110,6 +110,12 @@ def test_other_tensors(weights, tmp_path, change, sentence):
         load_inception(tmp_path / "w.pth")
 
 
+def test_a_file_of_a_single_tensor(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="holds no tensors by name, so it is not pytorch-fid's"):
+        load_inception(tmp_path / "w.pth")
+
+
 def test_a_file_that_runs_code_is_not_run(tmp_path):
     torch.save({"fc.bias": print}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="cannot be read as"):

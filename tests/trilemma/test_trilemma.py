@@ -6,6 +6,8 @@ import shutil
 import pytest
 
 from ddgan_fast.cli import main
+from ddgan_fast.commands import trilemma as command
+from ddgan_fast.evaluation import features
 from ddgan_fast.trilemma import budget, compare
 
 TINY = [
@@ -160,6 +162,28 @@ def test_images_are_judged_by_an_extractor(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "name", "with_modes"),
+    [
+        ("digits", "digits", True),
+        ("cifar10 --data images", "lite0", False),
+        ("cifar10 --data images --inception fid.pth", "inception", False),
+        ("stacked_mnist --data images --classifier c.safetensors", "idx", True),
+        ("digits --extractor lite0", "lite0", False),
+    ],
+)
+def test_what_is_given_says_who_judges(monkeypatch, words, name, with_modes):
+    asked = []
+    monkeypatch.setattr(features, "build_extractor", lambda *name, **options: asked.append(name))
+
+    request = command._request(*command._parse([*words.split(), "--budget", "1m"]))
+
+    assert asked == [(name,)]
+    assert request.metrics == ("fid", "pr", "dc", *(("modes",) if with_modes else ()))
+    path = "images" if "--data" in words else None
+    assert [method.cfg.data.path for method in request.methods] == [path] * 4
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--budget", "soon"], "it must be a time"),
@@ -188,3 +212,12 @@ def test_ranks_are_refused(tmp_path, capsys, monkeypatch):
     assert trilemma(tmp_path / "out") == 2
 
     assert "without torchrun" in capsys.readouterr().err
+
+
+def test_without_matplotlib_nothing_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+
+    assert trilemma(tmp_path / "out") == 1
+
+    assert 'matplotlib: pip install "ddgan_fast[demo]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
