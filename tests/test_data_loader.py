@@ -341,3 +341,8 @@ def test_points_pass_through():
 def test_other_inputs_are_refused(images):
     with pytest.raises(ValueError, match=r"Expected uint8 images .* got torch.float32 of shape"):
         to_model_input(images, None)
+
+
+def test_an_unknown_kind_of_loader_is_refused():
+    with pytest.raises(ValueError, match="kind is 'threads'; allowed are auto, "):
+        Loader(Scripted(), Plan(50, 0, 4), kind="threads")

@@ -9,8 +9,8 @@ from torch.autograd import DeviceType
 from ddgan_fast.profiling import ceilings, figures, trace
 from ddgan_fast.profiling.ceilings import Ceilings
 from ddgan_fast.profiling.costs import Cost, CostCounter
-from ddgan_fast.profiling.figures import GAPS, REDUCTION
-from ddgan_fast.profiling.phases import WAIT
+from ddgan_fast.profiling.figures import GAPS, REDUCTION, _gap
+from ddgan_fast.profiling.phases import RECORDED, WAIT
 from ddgan_fast.profiling.timeline import Step, _Stamp
 from ddgan_fast.profiling.trace import Span, Trace, Use
 
@@ -88,6 +88,14 @@ def test_time_of_a_gpu_is_that_of_its_kernels():
     assert read.spans[0].busy == pytest.approx(70e-6)
     assert read.kernels.keys() == {"add_kernel", "triton_fused", "ncclDevKernel_AllReduce"}
     assert read.talking == pytest.approx(30e-6), "what no other kernel covers"
+
+
+def test_gaps_of_a_recorded_step_are_what_its_kernels_leave():
+    step = event(f"{trace.RANGE}{RECORDED}", 5, 10, kernels=["k"], gpu_us=30.0)
+    spans = [event(name, at, at + 30, DeviceType.CUDA) for name, at in (("a", 50), ("b", 90))]
+    read = trace.read([step, *spans], set(), on_gpu=True)
+    assert _gap(RECORDED, 100e-6, [read], True) == pytest.approx(40e-6)
+    assert _gap(RECORDED, 50e-6, [read], True) == 0.0
 
 
 def test_covered():

@@ -74,7 +74,7 @@ def test_a_terminal_without_bars_gets_the_numbers(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", upto=100)
     shown = screen.put(monkeypatch, "stdout")
     shown.encoding = "ascii"
-    assert cli.main(["watch", str(run)]) == 0
+    assert cli.main(["watch", str(run), "--once"]) == 0
     text = shown.text()
     assert text.isascii() and "lowest" in text and "training" in text
     row = next(line for line in text.splitlines() if "D's loss, real" in line)

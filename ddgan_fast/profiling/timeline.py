@@ -104,11 +104,6 @@ class Timeline:
         step._marks.append((phase, self._stamp()))
         self._tell(phase)
 
-    @property
-    def phase(self) -> str:
-        """The phase that is on."""
-        return self._current._marks[-1][0] if self._current else REST
-
     def saw(self, network: str, images: int) -> None:
         """So many images pass through a network."""
         if self._current is not None:

@@ -11,10 +11,12 @@ import time
 
 import pytest
 from PIL import Image
-from prepare_cases import N, command, make
+from prepare_cases import N, Watched, command, make
 
 from ddgan_fast.cli import main
+from ddgan_fast.data import prepare as module
 from ddgan_fast.data import prepare_finish, prepare_progress, prepare_shard
+from ddgan_fast.data.prepare_source import open_source
 from ddgan_fast.data.shards import open_shards
 from ddgan_fast.data.shards_check import verify
 
@@ -186,3 +188,15 @@ def test_command_fails_with_one_sentence(source, tmp_path, capsys):
         assert capsys.readouterr().err.count("\n") == 1
     assert main(["prepare", "--info", str(source)]) == 2
     assert "holds no manifest.json" in capsys.readouterr().err
+
+
+def test_a_source_without_records_makes_nothing(source, tmp_path, monkeypatch):
+    class Empty(Watched):
+        def __len__(self):
+            return 0
+
+    records = Empty(open_source(source, "auto", "train", None, 8))
+    monkeypatch.setattr(module, "open_source", lambda *args: records)
+    with pytest.raises(ValueError, match=f"{source} holds no images: check the path"):
+        make(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
