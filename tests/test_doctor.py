@@ -38,7 +38,7 @@ def test_prints_plain_text_where_there_is_no_terminal(capsys):
 
 def test_in_a_terminal_nothing_is_taken_for_markup(monkeypatch):
     shown = screen.put(monkeypatch, "stdout", columns=200)
-    monkeypatch.setattr(doctor, "_sklearn", lambda: [doctor.Row("x", False, "[demo] [/red]")])
+    monkeypatch.setattr(doctor, "_extras", lambda: [doctor.Row("x", False, "[demo] [/red]")])
     assert main(["doctor"]) == 0
     assert "[demo] [/red]" in shown.text() and "upfirdn2d" in shown.text()
 
@@ -134,17 +134,19 @@ def test_dali_that_breaks_on_import(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", broken)
-    words = "cannot be imported (OSError: libdali.so: cannot open shared object file); with it"
+    words = "cannot be imported (OSError: libdali.so: cannot open shared object file)"
     assert not row("dali").ok and row("dali").value.startswith(words)
 
 
-def test_missing_scikit_learn(monkeypatch):
+def test_missing_extras(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    (found,) = doctor._sklearn()
-    assert not found.ok and "pip install 'ddgan_fast[demo]'" in found.value
+    found = {row.name: row for row in doctor._extras()}
+    assert not any(row.ok for row in found.values())
+    assert "digits need it: pip install 'ddgan_fast[demo]'" in found["scikit-learn"].value
+    assert "'ddgan_fast[parquet]'" in found["pyarrow"].value
 
 
 def test_a_driver_that_does_not_answer(monkeypatch):
