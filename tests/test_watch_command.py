@@ -259,7 +259,8 @@ def read_until(terminal, word=None):
         if not chunk:
             break
         found += chunk
-    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", found.decode())
+    # What was read may begin or end within a character.
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", found.decode(errors="ignore"))
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
