@@ -23,7 +23,9 @@ LEFT_OUT = "gradcheck or 16x or noise_from_a_seed or bytes_are_scaled"
 def run(*arguments, **environment):
     """pytest with these arguments in the interpreter; fails with its output."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    outside = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    # Tracing for coverage would make the interpreter many times slower.
+    theirs = ("PYTEST_", "COVERAGE_")
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
     result = subprocess.run(
         [*command, *arguments],
         cwd=HERE.parents[1],
