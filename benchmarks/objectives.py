@@ -29,6 +29,7 @@ END = "<!-- end of the table of objectives -->"
 OBJECTIVES = {
     "DDGAN": [],
     "+ D0": ["--loss.x0_weight", "1"],
+    "+ 0.1 D0": ["--loss.x0_weight", "0.1"],
     "+ l1": ["--loss.terms", "{l1: 0.3}"],
 }
 SEEDS = {"digits": (1024, 1), "gaussians25": (1024,)}
