@@ -35,8 +35,8 @@ def test_the_objectives_are_options(preset):
         parse(["train", preset, *options][1:]).config.loss
         for options in objectives.OBJECTIVES.values()
     ]
-    assert [loss.x0_weight > 0 for loss in found] == [False, True, False]
-    assert ["l1" in loss.terms for loss in found] == [False, False, True]
+    assert [loss.x0_weight for loss in found] == [0.0, 1.0, 0.1, 0.0]
+    assert ["l1" in loss.terms for loss in found] == [False, False, False, True]
 
 
 def test_results_are_rows_of_what_was_asked_for():
