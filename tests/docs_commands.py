@@ -54,7 +54,7 @@ TESTED = Checked("writes into the tree, or has tests of its own that run it")
 TABLE: list[tuple[str, Run | Checked]] = [
     (r"pip install ", NETWORK),
     (r"pre-commit ", NETWORK),
-    (r"make (demo|test|check|gpu)$", TESTED),
+    (r"make (demo|test|check|coverage|gpu)$", TESTED),
     (r"torchrun ", GPU),
     (r"ddgan-fast (push|pull) ", NETWORK),
     (r"ddgan-fast doctor", Run()),
