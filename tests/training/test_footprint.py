@@ -60,18 +60,25 @@ def allocated(profile, path):
 
 
 @pytest.mark.parametrize(
-    ("precision", "changes"),
-    [("fp32", {}), ("bf16", {}), ("fp32", {"run__recompute": [16, 8]})],
+    ("precision", "batch", "changes", "least"),
+    [
+        ("fp32", 4, {}, 0.9),
+        ("bf16", 4, {}, None),
+        # What operators need inside counts for more where little is kept, and at batch 4 it depends
+        # on the version of torch.
+        ("fp32", 16, {"run__recompute": [16, 8]}, 0.8),
+    ],
     ids=["fp32", "bf16", "recompute"],
 )
-def test_the_estimate_is_a_real_steps_peak(tmp_path, precision, changes):
-    cfg = tiny(tmp_path, model__image_size=16, run__batch_size=4, **changes)
-    got = estimate_memory(cfg, 4, precision)
-    peak, profile = real_step(cfg, 4, precision)
+def test_the_estimate_is_a_real_steps_peak(tmp_path, precision, batch, changes, least):
+    cfg = tiny(tmp_path, model__image_size=16, run__batch_size=batch, **changes)
+    got = estimate_memory(cfg, batch, precision)
+    peak, profile = real_step(cfg, batch, precision)
     assert got.activations == peak - got.weights
-    if precision == "fp32":
+    if least is not None:
         # The allocator also sees what operators need inside; on a CPU ours compute bf16 in fp32.
-        assert 0.8 < (got.activations + got.weights) / allocated(profile, tmp_path / "trace") < 1.05
+        seen = allocated(profile, tmp_path / "trace")
+        assert least < (got.activations + got.weights) / seen < 1.05
 
 
 def test_its_parts(tmp_path):
