@@ -253,7 +253,7 @@ def _time_variants(
         recipe = None
         first = next(iter(steppers))
         if recipes:
-            recipe = gpu_recipe.woken(base, steppers[first], device)
+            recipe = step.woken(base, steppers[first], device)
             real = to_model_input(steppers[first].batch.images, steppers[first].batch.flip,
                                   channels_last=False)
             call = partial(recipe.step, real, False)

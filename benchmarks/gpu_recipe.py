@@ -6,11 +6,9 @@ from functools import partial
 
 import torch
 
-from ddgan_fast.config import Config
 from ddgan_fast.kernels import backend_report, use_backend
 from ddgan_fast.training.optim import adam_tensors
 
-from . import step
 from .gpu_timing import fastest
 from .gpu_units import Child
 from .reference_recipe import ReferenceRecipe
@@ -24,14 +22,6 @@ def usable(child: Child) -> list[str]:
     rows = backend_report()
     names = ("triton", "cuda")
     return [n for n in names if any(r["backend"] == n and r["usable"] for r in rows)]
-
-
-def woken(base: Config, stepper: step.Stepper, device: torch.device) -> ReferenceRecipe:
-    """The recipe with a stepper's weights."""
-    recipe = ReferenceRecipe(base, device)
-    recipe.generator.load_state_dict(stepper.engine.generator.state_dict())
-    recipe.discriminator.load_state_dict(stepper.engine.discriminator.state_dict())
-    return recipe
 
 
 def tensors_of(recipe: ReferenceRecipe) -> list[torch.Tensor]:

@@ -67,9 +67,7 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
     }
     if options.baseline is None:
         return Case("step", providers, shares, options.batch, options.device, facts)
-    recipe = ReferenceRecipe(cfg, options.device)
-    recipe.generator.load_state_dict(stepper.engine.generator.state_dict())
-    recipe.discriminator.load_state_dict(stepper.engine.discriminator.state_dict())
+    recipe = woken(cfg, stepper, options.device)
     real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
     providers.append(
         Provider(
@@ -89,6 +87,13 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
 
         parts = {"with_r1": lambda: step(True), "without_r1": lambda: step(False)}
         providers.append(Provider(f"{options.baseline}_{OUR_FILTER}", "fp32", parts))
+
+    def compare() -> Iterator[str]:
+        yield from differences(stepper, recipe, real)
+        if options.device.type == "cpu":
+            with our_filter():
+                yield from differences(stepper, recipe, real)
+
     return Case(
         "step",
         providers,
@@ -96,7 +101,7 @@ def build(options: Options, stack: contextlib.ExitStack) -> Case:
         options.batch,
         options.device,
         facts,
-        lambda: differences(stepper, recipe, real),
+        compare,
     )
 
 
@@ -145,6 +150,14 @@ class Stepper:
         self.engine.step = 0 if penalize else 1
         with self.engine.precision.settings():
             self.engine.take_step(self.batch)
+
+
+def woken(base: Config, stepper: Stepper, device: torch.device) -> ReferenceRecipe:
+    """The recipe with a stepper's weights."""
+    recipe = ReferenceRecipe(base, device)
+    recipe.generator.load_state_dict(stepper.engine.generator.state_dict())
+    recipe.discriminator.load_state_dict(stepper.engine.discriminator.state_dict())
+    return recipe
 
 
 def differences(stepper: Stepper, recipe: ReferenceRecipe, real: torch.Tensor) -> Iterator[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddgan_fast.benchmarks import planted
 from ddgan_fast.config import from_dict, load_config
-from ddgan_fast.data.torch_loader import Loader
 from ddgan_fast.flops import training_flops
 from ddgan_fast.profiling import profiler, trace
 from ddgan_fast.profiling.figures import GAPS
@@ -162,31 +162,18 @@ def test_a_failing_step_leaves_nothing_behind(monkeypatch):
 
 
 def test_a_sleep_in_the_loader_is_named(tmp_path, monkeypatch):
-    take = Loader.__next__
-
-    def late(self):
-        time.sleep(0.3)
-        return take(self)
-
-    monkeypatch.setattr(Loader, "__next__", late)
-    found = quick(tiny(loss={"lazy_reg": 1}), tmp_path)
+    monkeypatch.setattr(planted, "SLEEP_S", 0.3)
+    with planted.sleep_in_loader():
+        found = quick(tiny(loss={"lazy_reg": 1}), tmp_path)
     wait = next(row for row in found["phases"] if row["phase"] == WAIT)
     assert wait["ms"] > 299 and found["data"]["host_wait_ms"] > 299
     (hint,) = [text for text in found["hints"] if "data wait" in text]
     assert hint.startswith(f"{wait['share']:.0%} data wait ({wait['ms']:.4g} ms a step)")
 
 
-def test_an_extra_pass_through_d_is_named(tmp_path, monkeypatch):
-    forward = DiscriminatorLoss.forward
-
-    def wasteful(self, x_t, x_next, t, fake_x_t, *rest):
-        result = forward(self, x_t, x_next, t, fake_x_t, *rest)
-        with torch.no_grad():
-            self.discriminator(fake_x_t, t, x_next)
-        return result
-
-    monkeypatch.setattr(DiscriminatorLoss, "forward", wasteful)
-    found = quick(tiny(), tmp_path)
+def test_an_extra_pass_through_d_is_named(tmp_path):
+    with planted.extra_pass():
+        found = quick(tiny(), tmp_path)
     assert found["images"]["discriminator"] == {"images": 4.0, "needed": 3}
     assert "D, pass 3" in {row["phase"] for row in found["phases"]}
     (hint,) = [text for text in found["hints"] if "too many" in text]

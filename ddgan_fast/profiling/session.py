@@ -69,7 +69,8 @@ class Session:
         stack.enter_context(self.engine.precision.settings())
         if cfg.run.micro_batch == "auto":
             say(fit_micro_batch(self.engine))
-        stack.enter_context(self.feed).open()
+        stack.callback(self.feed.close)
+        self.feed.open()
         say(self.feed.loader.note)
         self.batch = self.feed.next_batch()
         choosing.settle(self.engine, self.batch, cfg.run.steps, say)

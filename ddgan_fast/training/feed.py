@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from types import TracebackType
 
 import torch
 
@@ -18,7 +17,7 @@ from .parallel import Ranks
 _PATIENCE_S = 600.0  # with slow storage, also where ranks wait less for one another
 
 
-class Feed(contextlib.AbstractContextManager["Feed"]):
+class Feed:
     """One rank's batches, from the step that it was opened at.
 
     Args:
@@ -60,7 +59,7 @@ class Feed(contextlib.AbstractContextManager["Feed"]):
 
     def open(self, step: int = 0) -> None:
         """Have the loader begin with this step's batch; one that is open is closed before."""
-        self._open.close()
+        self.close()
         ranks, options = self._ranks, self._options
         self.loader = self._open.enter_context(
             make_loader(
@@ -84,11 +83,6 @@ class Feed(contextlib.AbstractContextManager["Feed"]):
             batch.label = self.labels.at(batch.step)
         return batch
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Close the loader."""
         self._open.close()

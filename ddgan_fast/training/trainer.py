@@ -122,7 +122,7 @@ class Run:
             )
             save_yaml(cfg, run_dir / "config.yaml")
         self._introduce(notes)
-        stack.enter_context(self.feed)
+        stack.callback(self.feed.close)
         self._open_feed()
         self.say(self.feed.loader.note)
         self.writer: CheckpointWriter | None = None

@@ -221,7 +221,7 @@ def test_comparing_compiles_nothing_anew(tiny, precision):
             for kind in stepper.engine.kinds:
                 stepper.step(kind)
         before = counter.frame_count
-        recipe = gpu_recipe.woken(step._configuration(options), stepper, torch.device("cpu"))
+        recipe = step.woken(step._configuration(options), stepper, torch.device("cpu"))
         real = to_model_input(stepper.batch.images, stepper.batch.flip, channels_last=False)
         assert list(step.differences(stepper, recipe, real)) == []
     assert before >= 4 and counter.frame_count == before
@@ -358,3 +358,11 @@ def test_the_recipe_computes_the_same_with_our_filter():
 def test_what_would_tell_nothing_is_refused(words, sentence):
     with pytest.raises(ValueError, match=sentence):
         cli.main([*words.split(), "--device", "cpu", "--steps", "1"])
+
+
+def test_the_recipe_with_our_filter_is_compared_too(tiny, monkeypatch):
+    own = reference_filters.upfirdn2d
+    monkeypatch.setattr(reference_filters, "upfirdn2d", lambda *a, **k: 1.01 * own(*a, **k))
+    arguments = ["step", "--preset", str(tiny), "--batch", "4", "--device", "cpu"]
+    with pytest.raises(RuntimeError, match="do not compute the same"):
+        cli.main([*arguments, "--baseline", "reference"])
