@@ -184,6 +184,11 @@ def test_a_run_of_this_machine_is_known_by_its_lock(tmp_path):
     assert watcher.look().state == "finished"
 
 
+def test_a_run_whose_end_was_moved_to_the_front_is_done():
+    status = run_status.Status(False, "finished", 60, 40, "", {}, [])
+    assert live.progress(status).startswith("step 60 of 40, 100%")
+
+
 def test_courses():
     assert live.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == live.BARS
     assert live.sparkline([0, 0, 7, 7], 2) == "▁█"

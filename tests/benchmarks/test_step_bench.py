@@ -11,7 +11,6 @@ from torch._dynamo.testing import CompileCounter
 
 from ddgan_fast.benchmarks import (
     cli,
-    gpu_recipe,
     reference_filters,
     reference_networks,
     runner,
